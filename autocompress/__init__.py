@@ -1,0 +1,62 @@
+"""Automated compression search for Hugging Face transformers.
+
+Importing this package is cheap: torch, transformers, ray and optuna load when a verb needs them.
+It also teaches transformers to read packed checkpoints, so that after ``import autocompress``
+``AutoModelFor….from_pretrained(path)`` loads an exported member.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+from autocompress.export.hook import install as _install_hook
+
+if TYPE_CHECKING:
+    from autocompress.export.loading import load
+    from autocompress.fronts.document import FrontDocument
+    from autocompress.objectives import CostEfficiency, Exponents, cost_efficiency
+    from autocompress.workflows.evaluate import evaluate_model as evaluate
+    from autocompress.workflows.gate import judge_target as gate
+    from autocompress.workflows.run import Run, load_run
+    from autocompress.workflows.search import search
+
+__version__ = _version("autocompress")
+
+_VERBS = {
+    "search": ("autocompress.workflows.search", "search"),
+    "load_run": ("autocompress.workflows.run", "load_run"),
+    "Run": ("autocompress.workflows.run", "Run"),
+    "load": ("autocompress.export.loading", "load"),
+    "evaluate": ("autocompress.workflows.evaluate", "evaluate_model"),
+    "gate": ("autocompress.workflows.gate", "judge_target"),
+    "cost_efficiency": ("autocompress.objectives", "cost_efficiency"),
+    "CostEfficiency": ("autocompress.objectives", "CostEfficiency"),
+    "Exponents": ("autocompress.objectives", "Exponents"),
+    "FrontDocument": ("autocompress.fronts.document", "FrontDocument"),
+}
+
+__all__ = [
+    "CostEfficiency",
+    "Exponents",
+    "FrontDocument",
+    "Run",
+    "__version__",
+    "cost_efficiency",
+    "evaluate",
+    "gate",
+    "load",
+    "load_run",
+    "search",
+]
+
+_install_hook()
+
+
+def __getattr__(name: str) -> Any:
+    """Import a verb when it is first asked for."""
+    if name not in _VERBS:
+        raise AttributeError(f"module 'autocompress' has no attribute {name!r}")
+    module, attribute = _VERBS[name]
+    return getattr(import_module(module), attribute)

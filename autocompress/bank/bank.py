@@ -1,0 +1,283 @@
+"""The layer bank: every layer under every scheme is compressed once, then read."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from copy import copy
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from autocompress import methods
+from autocompress.bank.entries import (
+    FORMAT_VERSION,
+    DamagedEntryError,
+    checksum,
+    read_entry,
+    write_entry,
+)
+from autocompress.bank.lru import ByteLru
+from autocompress.core import LayerSpec, Scheme, digest, digest_bytes
+from autocompress.core.errors import ModelError, nearest
+from autocompress.methods import (
+    METHODS,
+    CompressedWeight,
+    LayerProblem,
+    LayerStatistics,
+    Needs,
+    canonical,
+    compress,
+    needs,
+)
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_DENSE_BYTES = 1 << 30
+DEFAULT_PROBLEM_BYTES = 512 << 20
+DEFAULT_FALLBACK_BYTES = 1 << 30
+_HESSIAN_COPIES = 4  # H and its factors for the orders and dampings in use
+
+
+class Layers(Protocol):
+    """Layers by name, as `models.ModelLayout` gives them."""
+
+    def layer(self, name: str) -> LayerSpec:
+        """The layer of that name; `ModelError` with the nearest names if there is none."""
+        ...
+
+
+class Bank:
+    """Read-through store of packed layers, addressed by content.
+
+    The key of an entry is the digest of the base weight, of the layer's statistics (if the scheme
+    uses them), of the scheme and of the code of the methods, so a directory may be shared by
+    models, calibrations, processes and runs. What it cannot hold is kept in memory.
+
+    Args:
+        root: directory of the entries, ``<root>/<aa>/<digest>.safetensors``.
+        layout: the model's layers.
+        weights: base weights (o, d) by layer name, in the checkpoint's dtype; never written.
+        statistics: calibration statistics of a layer; asked only for schemes that need them.
+        dense_bytes: memory for decoded matrices.
+        problem_bytes: memory for decompositions that the options of a layer share.
+        fallback_bytes: memory for packed entries when the directory cannot be written.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        layout: Layers,
+        weights: Mapping[str, Tensor],
+        statistics: Callable[[LayerSpec], LayerStatistics],
+        *,
+        dense_bytes: int = DEFAULT_DENSE_BYTES,
+        problem_bytes: int = DEFAULT_PROBLEM_BYTES,
+        fallback_bytes: int = DEFAULT_FALLBACK_BYTES,
+    ) -> None:
+        self.root = root
+        self.layout = layout
+        self._weights = weights
+        self._statistics = statistics
+        self._limits = (dense_bytes, problem_bytes, fallback_bytes)
+        self._start_empty()
+
+    def _start_empty(self) -> None:
+        dense_bytes, problem_bytes, fallback_bytes = self._limits
+        self._dense: ByteLru[tuple[str, Scheme, torch.dtype], Tensor]
+        self._dense = ByteLru(dense_bytes, _tensor_bytes)
+        self._problems: ByteLru[tuple[str, str], LayerProblem]
+        self._problems = ByteLru(problem_bytes, _problem_bytes)
+        self._in_memory: ByteLru[str, CompressedWeight]
+        self._in_memory = ByteLru(fallback_bytes, _packed_bytes)
+        self._weight_digests: dict[str, str] = {}
+        self._statistics_digests: dict[str, str] = {}
+        self._notes: dict[tuple[str, Scheme], tuple[str, ...]] = {}
+        self._warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: no caches."""
+        kept = ("root", "layout", "_weights", "_statistics", "_limits")
+        return {name: self.__dict__[name] for name in kept}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_empty()
+
+    def packed(self, name: str, scheme: Scheme) -> CompressedWeight:
+        """The compressed weight of a layer, from the directory or compressed now.
+
+        Raises:
+            ModelError: the model has no such layer.
+            SchemeError: the layer cannot take the scheme.
+        """
+        layer = self.layout.layer(name)
+        scheme = canonical(scheme)
+        key = self._key(layer, scheme)
+        entry = self._in_memory.get(key) or self._read(key, name, scheme)
+        if entry is None:
+            entry = self._build(layer, scheme)
+            self._write(key, entry)
+        self._notes[name, scheme] = entry.notes
+        return entry
+
+    def dense(self, name: str, scheme: Scheme, dtype: torch.dtype) -> Tensor:
+        """The decoded matrix (o, d) of a layer in `dtype`; shared between calls, never write it."""
+        scheme = canonical(scheme)
+        key = (name, scheme, dtype)
+        matrix = self._dense.get(key)
+        if matrix is None:
+            matrix = self.packed(name, scheme).to_dense().to(dtype)
+            self._dense.put(key, matrix)
+        return matrix
+
+    def notes(self, name: str, scheme: Scheme) -> tuple[str, ...]:
+        """What the methods said when the layer was compressed, e.g. a fallback and its reason."""
+        scheme = canonical(scheme)
+        if (name, scheme) not in self._notes:
+            self.packed(name, scheme)
+        return self._notes[name, scheme]
+
+    def with_resident_statistics(self) -> Bank:
+        """A bank that holds its statistics in memory, for a machine without their files.
+
+        Layers whose statistics were not collected have none there either.
+        """
+        found: dict[str, LayerStatistics] = {}
+        by_digest: dict[str, LayerStatistics] = {}
+        for name in self._weights:
+            with suppress(ModelError):
+                statistics = self._statistics(self.layout.layer(name))
+                found[name] = by_digest.setdefault(statistics.digest, statistics)
+        other = copy(self)  # a subclass stays what it is; caches are left behind
+        other._statistics = ResidentStatistics(found)
+        return other
+
+    def forget_dense(self) -> None:
+        """Drop all decoded matrices, e.g. because one of them was written to."""
+        self._dense.clear()
+
+    def path(self, name: str, scheme: Scheme) -> Path:
+        """The file that holds, or would hold, a layer under a scheme."""
+        return self._path(self._key(self.layout.layer(name), canonical(scheme)))
+
+    def _path(self, key: str) -> Path:
+        return self.root / key[:2] / f"{key}.safetensors"
+
+    def _key(self, layer: LayerSpec, scheme: Scheme) -> str:
+        parts = [FORMAT_VERSION, _code_digest(scheme), self._weight_digest(layer), str(scheme)]
+        if needs(scheme) is not Needs.NONE:
+            parts.append(self._statistics_digest(layer))
+        return digest(parts)
+
+    def _statistics_digest(self, layer: LayerSpec) -> str:
+        if layer.name not in self._statistics_digests:
+            self._statistics_digests[layer.name] = self._statistics(layer).digest
+        return self._statistics_digests[layer.name]
+
+    def _weight_digest(self, layer: LayerSpec) -> str:
+        if layer.name not in self._weight_digests:
+            weight = self._weights[layer.name]
+            self._weight_digests[layer.name] = checksum({"weight": weight})
+        return self._weight_digests[layer.name]
+
+    def _read(self, key: str, name: str, scheme: Scheme) -> CompressedWeight | None:
+        path = self._path(key)
+        try:
+            return read_entry(path, scheme)
+        except FileNotFoundError:
+            return None
+        except DamagedEntryError as error:
+            _log.warning(
+                "The bank entry %s (layer %s, scheme %s) is damaged and is built again: %s.",
+                path,
+                name,
+                scheme,
+                error,
+            )
+        except OSError as error:
+            self._warn_once(error)
+        return None
+
+    def _write(self, key: str, entry: CompressedWeight) -> None:
+        try:
+            write_entry(self._path(key), entry)
+        except OSError as error:
+            self._warn_once(error)
+            self._in_memory.put(key, entry)
+
+    def _warn_once(self, error: OSError) -> None:
+        if not self._warned:
+            _log.warning(
+                "The bank directory %s cannot be used; compressed layers are kept in memory and "
+                "lost when this process ends: %s.",
+                self.root,
+                error,
+            )
+        self._warned = True
+
+    def _build(self, layer: LayerSpec, scheme: Scheme) -> CompressedWeight:
+        weight = self._weights[layer.name]
+        problem = self._problem(layer, needs(scheme))
+        return compress(weight, scheme, problem.statistics, problem=problem)
+
+    def _problem(self, layer: LayerSpec, need: Needs) -> LayerProblem:
+        uses_statistics = need is not Needs.NONE
+        statistics = self._statistics(layer) if uses_statistics else LayerStatistics.none()
+        key = (layer.name, statistics.digest)
+        problem = self._problems.get(key)
+        if problem is None:
+            problem = LayerProblem(self._weights[layer.name], statistics)
+            self._problems.put(key, problem)
+        return problem
+
+
+@dataclass(frozen=True)
+class ResidentStatistics:
+    """Statistics by layer name."""
+
+    by_layer: Mapping[str, LayerStatistics]
+
+    def __call__(self, layer: LayerSpec) -> LayerStatistics:
+        """The layer's statistics; `ModelError` if they were not collected."""
+        if layer.name not in self.by_layer:
+            raise ModelError(
+                f"Layer {layer.name!r} needs calibration statistics, but none were collected for "
+                f"it. {nearest(layer.name, self.by_layer)}"
+            )
+        return self.by_layer[layer.name]
+
+
+@lru_cache(maxsize=4096)
+def _code_digest(scheme: Scheme) -> str:
+    """Of the source of all methods: an entry that older code wrote is never taken for a new one."""
+    own = Path(methods.__file__).parent.glob("*.py")
+    used = (Path(inspect.getfile(type(METHODS[stage.method]))) for stage in scheme.stages)
+    return digest([_file_digest(path) for path in sorted({*own, *used})])
+
+
+@lru_cache(maxsize=256)
+def _file_digest(path: Path) -> str:
+    return digest_bytes(path.read_bytes())
+
+
+def _tensor_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _packed_bytes(entry: CompressedWeight) -> int:
+    return sum(map(_tensor_bytes, entry.tensors.values()))
+
+
+def _problem_bytes(problem: LayerProblem) -> int:
+    hessian = problem.statistics.hessian
+    of_statistics = 0 if hessian is None else _tensor_bytes(hessian)
+    o, d = problem.weight.shape
+    of_spectra = 2 * 8 * o * min(o, d)
+    return _tensor_bytes(problem.weight) + _HESSIAN_COPIES * of_statistics + of_spectra

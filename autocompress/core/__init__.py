@@ -1,0 +1,36 @@
+"""The vocabulary: frozen values that every other package speaks in. Imports no torch."""
+
+from autocompress.core.allocation import BASE_ALLOCATION, Allocation
+from autocompress.core.digest import derived_seed, digest, digest_bytes
+from autocompress.core.footprint import Footprint, TensorLayout
+from autocompress.core.layer import DTYPE_BYTES, ROLES, LayerSpec
+from autocompress.core.metrics import Measurement, Metrics, Quality, Resource, Resources
+from autocompress.core.registry import Registry
+from autocompress.core.scheme import BASE_SCHEME, OptionValue, Scheme, Stage
+from autocompress.core.trial import TrialRequest, TrialResult, TrialStatus
+
+__all__ = [
+    "BASE_ALLOCATION",
+    "BASE_SCHEME",
+    "DTYPE_BYTES",
+    "ROLES",
+    "Allocation",
+    "Footprint",
+    "LayerSpec",
+    "Measurement",
+    "Metrics",
+    "OptionValue",
+    "Quality",
+    "Registry",
+    "Resource",
+    "Resources",
+    "Scheme",
+    "Stage",
+    "TensorLayout",
+    "TrialRequest",
+    "TrialResult",
+    "TrialStatus",
+    "derived_seed",
+    "digest",
+    "digest_bytes",
+]

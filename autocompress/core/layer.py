@@ -1,0 +1,76 @@
+"""What the search needs to know about one compressible layer, without its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Role = Literal[
+    "query", "key", "value", "qkv", "output", "gate", "up", "gate_up", "down",
+    "cross_query", "cross_key", "cross_value", "cross_output",
+    "embedding", "head", "other",
+]  # fmt: skip
+ROLES: tuple[str, ...] = get_args(Role)
+
+Kind = Literal["linear", "conv1d", "embedding"]
+"""How the module stores its weight: `linear` (out, in); `conv1d` (in, out), as GPT-2 does;
+`embedding` (rows, width)."""
+
+DTYPE_BYTES: dict[str, int] = {
+    "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One compressible layer.
+
+    The weight is always seen as a matrix of shape ``(out_features, in_features)`` whatever the
+    module stores; quantization groups run along `in_features`.
+
+    Attributes:
+        name: fully qualified name of the module.
+        role: what the layer is in its block; search spaces are written by role.
+        block: index of the transformer block in execution order (encoder blocks first), or None
+            outside the blocks (embedding, head, pooler).
+        out_features: rows of the weight matrix.
+        in_features: columns of the weight matrix.
+        kind: how the module stores the weight.
+        dtype: dtype of the base weight in the checkpoint, as torch spells it without the prefix.
+        input_name: layers with equal `input_name` read the same activations and share statistics
+            (query, key and value; gate and up). None: the input is not a vector of activations
+            (an embedding that is not also the head).
+        macs_per_token: multiply-accumulates that the base layer costs per token; 0 for a lookup.
+        aliases: names of other modules that hold this very tensor (a head tied to the embedding).
+    """
+
+    name: str
+    role: Role
+    block: int | None
+    out_features: int
+    in_features: int
+    kind: Kind
+    dtype: str
+    input_name: str | None
+    macs_per_token: int
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def n_weights(self) -> int:
+        """Number of weights (the bias is not one of them)."""
+        return self.out_features * self.in_features
+
+    @property
+    def base_bytes(self) -> int:
+        """Bytes of the uncompressed weight."""
+        return self.n_weights * DTYPE_BYTES[self.dtype]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back to an equal value."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> LayerSpec:
+        """The inverse of `to_json`."""
+        return cls(**{**data, "aliases": tuple(data.get("aliases", ()))})

@@ -1,0 +1,6 @@
+"""Costs of compressed models from shapes alone, each with its unit and origin."""
+
+from autocompress.cost.model import CostModel, layer_footprint
+from autocompress.cost.profiles import DEFAULT_PROFILE, PROFILES, DeviceProfile
+
+__all__ = ["DEFAULT_PROFILE", "PROFILES", "CostModel", "DeviceProfile", "layer_footprint"]

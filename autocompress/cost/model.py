@@ -1,0 +1,157 @@
+"""What a compressed model costs to store and to run, from shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+from autocompress.core.allocation import Allocation
+from autocompress.core.errors import UsageError, nearest
+from autocompress.core.footprint import Footprint
+from autocompress.core.layer import LayerSpec
+from autocompress.core.metrics import Resource, Resources
+from autocompress.core.scheme import Scheme
+from autocompress.cost.profiles import DeviceProfile
+from autocompress.methods import footprint
+
+ANALYTIC = "analytic"
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Resources of an allocation on a named device.
+
+    Attributes:
+        layers: every compressible layer of the model.
+        other_bytes: bytes of everything that is no layer's weight.
+        other_macs_per_token: multiply-accumulates per token of what cannot be compressed.
+        profile: the device.
+        tokens_per_pass: tokens that share one reading of the weights: 1 where tokens are generated
+            one by one, the sequence length for encoders.
+        searched_layers: names of the layers that `bits_per_weight` is about; None: all.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    other_bytes: int
+    other_macs_per_token: int
+    profile: DeviceProfile
+    tokens_per_pass: int = 1
+    searched_layers: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_pass < 1:
+            raise UsageError(
+                f"tokens_per_pass must be at least 1, but got {self.tokens_per_pass}. "
+                "Give 1 for generation, the sequence length for an encoder."
+            )
+        self._check_known(self.searched_layers or ())
+
+    def resources(self, allocation: Allocation) -> Resources:
+        """The cost of an allocation; of the base model for the empty one.
+
+        * ``storage_bytes``: what the exported file's tensors hold, to the byte.
+        * ``macs_per_token``: on dense kernels; zeros are not skipped.
+        * ``bytes_moved_per_token``: every stored byte is read once per pass, which
+          `tokens_per_pass` tokens share; a look-up reads one row per token.
+        * ``latency_ms_per_token``: roofline (Williams et al. 2009), layer by layer: the longer of
+          computing and reading. A bound for ideal kernels that read the packed weights, not a
+          prediction; activations and attention scores are not counted.
+        * ``peak_memory_bytes``: packed weights, and the dense weight of the largest compressed
+          layer, which is decoded while it multiplies; a look-up decodes its rows alone.
+
+        Raises:
+            UsageError: the allocation names a layer that the model does not have.
+        """
+        self._check_known(allocation)
+        parts = [self._layer(layer, allocation.scheme(layer.name)) for layer in self.layers]
+        parts.append(self._rest)
+        roofline = f"{ANALYTIC} (roofline of {self.profile.name})"
+        stored = sum(part.stored for part in parts)
+        seconds = sum(part.seconds(self.profile) for part in parts)
+        return {
+            "storage_bytes": Resource(stored, "bytes", ANALYTIC),
+            "macs_per_token": Resource(sum(part.macs for part in parts), "macs", ANALYTIC),
+            "bytes_moved_per_token": Resource(sum(p.moved for p in parts), "bytes", ANALYTIC),
+            "latency_ms_per_token": Resource(1e3 * seconds, "ms", roofline),
+            "peak_memory_bytes": Resource(
+                stored + max(part.decoded for part in parts), "bytes", ANALYTIC
+            ),
+        }
+
+    def bits_per_weight(self, allocation: Allocation) -> float:
+        """Stored bits of the searched layers over their weights: scales, masks, all included.
+
+        Raises:
+            UsageError: the allocation names an unknown layer, or no layer is searched.
+        """
+        self._check_known(allocation)
+        searched = list(self._searched())
+        if not searched:
+            raise UsageError("Bits per weight need at least one searched layer, but got none.")
+        bits = 8 * sum(
+            layer_footprint(layer, allocation.scheme(layer.name)).storage_bytes
+            for layer in searched
+        )
+        return bits / sum(layer.n_weights for layer in searched)
+
+    def _searched(self) -> Iterator[LayerSpec]:
+        wanted = None if self.searched_layers is None else set(self.searched_layers)
+        return (layer for layer in self.layers if wanted is None or layer.name in wanted)
+
+    def _layer(self, layer: LayerSpec, scheme: Scheme) -> _Part:
+        cost = layer_footprint(layer, scheme)
+        looked_up = layer.kind == "embedding" and layer.macs_per_token == 0
+        rows = layer.out_features if looked_up else None
+        return _Part(
+            stored=cost.storage_bytes,
+            macs=cost.macs_per_token,
+            moved=self._moved(cost, rows),
+            decoded=0 if looked_up or scheme.is_base else layer.base_bytes,
+        )
+
+    def _moved(self, cost: Footprint, rows: int | None) -> float:
+        """Bytes read per token; `rows` of a look-up table, None for a matrix that multiplies."""
+        whole = cost.storage_bytes
+        if rows is None:
+            return whole / self.tokens_per_pass
+        # The second factor of a factorized table multiplies every row that is looked up.
+        inner = sum(t.n_bytes for name, t in cost.tensors.items() if name.startswith("b."))
+        return (whole - inner) / rows + inner / self.tokens_per_pass
+
+    @cached_property
+    def _rest(self) -> _Part:
+        moved = self.other_bytes / self.tokens_per_pass
+        return _Part(self.other_bytes, self.other_macs_per_token, moved, decoded=0)
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(layer.name for layer in self.layers)
+
+    def _check_known(self, names: Collection[str]) -> None:
+        unknown = next((name for name in names if name not in self._names), None)
+        if unknown is not None:
+            raise UsageError(
+                f"A cost is that of the model's layers, but {unknown!r} is none of them. "
+                f"{nearest(unknown, self._names)}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Cost of one layer, or of all that is no layer; bytes, and multiply-accumulates per token."""
+
+    stored: int
+    macs: int
+    moved: float
+    decoded: int
+
+    def seconds(self, profile: DeviceProfile) -> float:
+        """Time per token: bound by arithmetic or by memory, whichever is longer."""
+        return max(2 * self.macs / profile.flops_per_second, self.moved / profile.bytes_per_second)
+
+
+@lru_cache(maxsize=1 << 17)
+def layer_footprint(layer: LayerSpec, scheme: Scheme) -> Footprint:
+    """`methods.footprint`, remembered: a search asks for the same few thousand all the time."""
+    return footprint(layer, scheme)

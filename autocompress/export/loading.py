@@ -1,0 +1,96 @@
+"""Load an exported checkpoint, after holding it to its manifest."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedModel
+
+from autocompress.core.errors import AutocompressError, CheckpointError, UsageError, nearest
+from autocompress.export.hook import install
+from autocompress.export.integrity import check_files
+from autocompress.export.manifest import Manifest
+from autocompress.models.quiet import quiet_transformers
+
+# What transformers raises, in one place or another, on a config.json that makes no sense.
+_LOADING_ERRORS = (
+    OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError,
+    AssertionError, ImportError, StrictDataclassError,
+)  # fmt: skip
+
+
+def load(
+    path: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str = "cpu",
+    auto_class: str | None = None,
+) -> PreTrainedModel:
+    """Load a checkpoint that `autocompress export` wrote.
+
+    Every file is held to its checksum first. Nothing in the checkpoint is executed: weights are
+    safetensors, code of the repository is never run.
+
+    Args:
+        path: directory of the checkpoint.
+        dtype: what to compute in, e.g. ``"bfloat16"``; None for the checkpoint's own.
+        device: torch device to put the model on.
+        auto_class: another transformers Auto class than the one it was exported with, e.g.
+            ``"AutoModel"`` to drop the head.
+
+    Returns:
+        The model in evaluation mode. Packed layers stay packed in memory.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, or of a newer format version.
+        UsageError: no such `auto_class`.
+    """
+    directory = Path(path)
+    manifest = Manifest.read(directory)
+    check_files(directory, manifest)
+    loader = _auto_class(auto_class or manifest.auto_class, auto_class is not None)
+    install()
+    try:
+        with quiet_transformers():
+            model, report = loader.from_pretrained(
+                directory,
+                dtype="auto" if dtype is None else dtype,
+                output_loading_info=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+    except AutocompressError:
+        raise
+    except _LOADING_ERRORS as error:
+        raise CheckpointError(
+            f"{directory} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if auto_class is None:
+        _require_complete(directory, report)
+    return cast(PreTrainedModel, model.to(device).eval())
+
+
+def _auto_class(name: str, asked_for: bool) -> Any:
+    known = import_module("transformers.models.auto.modeling_auto").__all__
+    if name in known and name.startswith("AutoModel"):
+        return getattr(transformers, name)
+    message = f"Unknown Auto class {name!r}. {nearest(name, known)}"
+    if asked_for:
+        raise UsageError(message)
+    raise CheckpointError(f"The manifest names a class that is not there. {message}")
+
+
+def _require_complete(directory: Path, report: dict[str, Any]) -> None:
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = sorted(map(str, report[kind]))
+        if names:
+            raise CheckpointError(
+                f"{directory} does not fit the model that its config.json describes: "
+                f"{kind.replace('_', ' ')} {', '.join(names[:3])}. Next step: export it again."
+            )

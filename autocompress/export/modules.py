@@ -1,0 +1,237 @@
+"""Modules that hold a packed weight and decode it when they compute.
+
+A packed module is the base module itself with its class extended and its `weight` replaced by the
+stored tensors as buffers: bias, padding index, embedding scale and whatever else the architecture
+keeps stay where they were, and its own `forward` runs. One layer is decoded at a time and dropped
+after use, so resident memory is the packed bytes plus the largest layer.
+
+A factorized layer is decoded to its dense matrix as well: a reload then computes with the very
+matrix that the search measured, to the last bit. (Rows that an embedding looks
+up are multiplied alone, and may differ from that matrix in rounding.) Multiplying by the two thin
+factors instead would be cheaper and differ everywhere in rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from autocompress.core import TensorLayout
+from autocompress.export.deferred import DeferredWeight
+from autocompress.export.plan import PackedLayer
+from autocompress.methods import decode, decode_rows
+
+
+class StoredTensors(nn.Module):
+    """A module some of whose buffers are stored tensors: they move between devices, but keep dtype.
+
+    ``model.to(torch.bfloat16)`` changes what the model computes in; rounding the float16 scales
+    to it would change the weights.
+    """
+
+    _stored: tuple[str, ...] = ()
+
+    def hold(self, tensors: Mapping[str, Tensor]) -> None:
+        """Register tensors as buffers."""
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+        self._stored = tuple(tensors)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StoredTensors:
+        kept = {name: self._buffers.pop(name) for name in self._stored}
+        try:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's is untyped
+        finally:
+            self._buffers.update(kept)
+        for name, tensor in kept.items():
+            if tensor is not None:
+                self._buffers[name] = fn(tensor.view(torch.uint8)).view(tensor.dtype)
+        return self
+
+
+class PackedModule(StoredTensors):
+    """What the packed layers share. Made by `pack_module` only."""
+
+    packed_layer: PackedLayer
+    _names: tuple[str, ...]
+    # The module that holds the tensors, in a tuple that hides it from the module registry: a tied
+    # head must not show up with tensors of its own.
+    _owner: tuple[PackedModule, ...]
+    # Empty buffer whose dtype and device are those that the layer computes in.
+    compute: Tensor
+
+    def stored(self) -> dict[str, Tensor]:
+        """The stored tensors by name within the layer; those of the owner if this is an alias."""
+        owner = self._owner[0] if self._owner else self
+        return {name: owner.get_buffer(name) for name in owner._names}
+
+    def matrix(self) -> Tensor:
+        """Decode the (out_features, in_features) matrix in the compute dtype."""
+        layer = self.packed_layer
+        with torch.no_grad():
+            return decode(self.stored(), layer.scheme, layer.shape, self.compute.dtype)
+
+    def decoded_weight(self) -> Tensor:
+        """Decode the weight as the base module stores it."""
+        return self.matrix()
+
+    @property
+    def weight(self) -> DeferredWeight:
+        """The weight as the base module stores it; decodes only when computed with."""
+        shape = torch.Size(self.packed_layer.shape)
+        return DeferredWeight.of(self.decoded_weight, self.oriented(shape), self.compute)
+
+    @staticmethod
+    def oriented(shape: torch.Size) -> torch.Size:
+        """Shape of the module's weight for a matrix of `shape`."""
+        return shape
+
+    def extra_repr(self) -> str:
+        """The base module's line and the scheme."""
+        return f"{super().extra_repr()}, scheme={self.packed_layer.scheme}"
+
+
+class PackedLinear(PackedModule, nn.Linear):  # type: ignore[misc]  # weight is a property here
+    """A packed `nn.Linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``x Wᵀ + b``; (..., in) to (..., out)."""
+        return functional.linear(input, self.decoded_weight(), self.bias)
+
+
+class PackedConv1D(PackedModule, Conv1D):  # type: ignore[misc]  # transformers is untyped
+    """A packed `Conv1D` of GPT-2, whose weight is (in, out); its own forward runs."""
+
+    def decoded_weight(self) -> Tensor:
+        """Decode the (in, out) weight."""
+        return self.matrix().t()
+
+    @staticmethod
+    def oriented(shape: torch.Size) -> torch.Size:
+        """(in, out) for (out, in)."""
+        return torch.Size(reversed(shape))
+
+
+class PackedEmbedding(PackedModule, nn.Embedding):  # type: ignore[misc]  # as above
+    """A packed `nn.Embedding`: decodes the rows that are looked up, each once."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(...) ids to (..., width)."""
+        layer = self.packed_layer
+        rows, position = torch.unique(input, return_inverse=True)
+        if not rows.numel():
+            return self.compute.new_empty(*input.shape, layer.shape[1])
+        if not 0 <= int(rows[0]) <= int(rows[-1]) < layer.shape[0]:
+            raise IndexError(f"Token ids must be in 0..{layer.shape[0] - 1}.")
+        with torch.no_grad():
+            table = decode_rows(self.stored(), layer.scheme, layer.shape, rows, self.compute.dtype)
+        return table[position]
+
+
+_PACKED: Mapping[type[nn.Module], type[PackedModule]] = {
+    nn.Linear: PackedLinear,
+    Conv1D: PackedConv1D,
+    nn.Embedding: PackedEmbedding,
+}
+
+
+def packs(module: nn.Module) -> bool:
+    """True if `pack_module` knows this kind of module."""
+    return _packed_base(type(module)) is not None and not isinstance(module, PackedModule)
+
+
+def weight_shape(module: nn.Module) -> tuple[int, ...]:
+    """(out_features, in_features) of a module that `packs` accepts."""
+    shape = cast(Tensor, module.weight).shape
+    packed = _packed_base(type(module))
+    return tuple(shape if packed is None else packed.oriented(shape))
+
+
+def pack_module(
+    module: nn.Module,
+    layer: PackedLayer,
+    tensors: Mapping[str, Tensor],
+    compute_dtype: torch.dtype,
+    owner: PackedModule | None = None,
+) -> PackedModule:
+    """Turn a module that `packs` accepts into its packed form, in place.
+
+    Args:
+        module: loses its `weight` parameter; keeps everything else.
+        layer: scheme and shape.
+        tensors: stored tensors by name within the layer (``packed``, ``a.scales``); may be on the
+            meta device. Ignored if there is an `owner`.
+        compute_dtype: what the weight decodes to.
+        owner: the module that holds the tensors if this one is an alias of it.
+    """
+    device = cast(Tensor, module.weight).device
+    del module._parameters["weight"]
+    module.__class__ = _packed_class(type(module))  # type: ignore[arg-type]  # classes are hashable
+    packed = cast(PackedModule, module)
+    packed.packed_layer = layer
+    packed._owner = () if owner is None else (owner,)
+    packed._names = tuple(tensors) if owner is None else ()
+    packed.register_buffer(
+        "compute", torch.empty(0, dtype=compute_dtype, device=device), persistent=False
+    )
+    if owner is None:
+        _hold(packed, tensors)
+    return packed
+
+
+def empty_tensors(layouts: Mapping[str, TensorLayout], device: torch.device) -> dict[str, Tensor]:
+    """Uninitialised tensors of the given shapes and dtypes."""
+    return {
+        name: torch.empty(layout.shape, dtype=getattr(torch, layout.dtype), device=device)
+        for name, layout in layouts.items()
+    }
+
+
+def _hold(module: PackedModule, tensors: Mapping[str, Tensor]) -> None:
+    """Register ``packed`` on the module itself, ``a.packed`` on a child called ``a``."""
+    children: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        prefix, _, leaf = name.rpartition(".")
+        children.setdefault(prefix, {})[leaf] = tensor
+    module.hold(children.pop("", {}))
+    for prefix, held in children.items():
+        child = StoredTensors()
+        child.hold(held)
+        module.add_module(prefix, child)
+
+
+def restore_stored_dtypes(model: nn.Module) -> None:
+    """Give stored tensors back the dtype of the file, where a loader cast them to a wider one."""
+    for module in model.modules():
+        if isinstance(module, PackedModule) and not module._owner:
+            for name, layout in module.packed_layer.tensors().items():
+                holder, _, leaf = name.rpartition(".")
+                buffers = module.get_submodule(holder)._buffers
+                tensor = buffers[leaf]
+                assert tensor is not None
+                buffers[leaf] = tensor.to(getattr(torch, layout.dtype))
+
+
+def _packed_base(cls: type[nn.Module]) -> type[PackedModule] | None:
+    """The packed class of what `cls` is or derives from."""
+    return next((packed for base, packed in _PACKED.items() if issubclass(cls, base)), None)
+
+
+@lru_cache(maxsize=256)
+def _packed_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """`cls` with its weight packed.
+
+    A subclass (a scaled word embedding) comes first in the resolution order: its own `forward`
+    runs, and where it calls its parent's it reaches the packed one.
+    """
+    packed = _packed_base(cls)
+    assert packed is not None
+    if cls in _PACKED:
+        return packed
+    return type(f"Packed{cls.__name__}", (cls, packed), {"__module__": __name__})

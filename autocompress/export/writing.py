@@ -1,0 +1,94 @@
+"""What packed and dense checkpoints have in common when they are written."""
+
+from __future__ import annotations
+
+import copy
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from autocompress.core import Allocation
+from autocompress.core.errors import CheckpointError, ModelError
+from autocompress.export.manifest import (
+    CheckpointFormat,
+    Manifest,
+    file_record,
+    stored_bytes,
+)
+from autocompress.export.tensor_file import tensor_digests, weight_files
+from autocompress.models import BaseModel
+
+_LIBRARIES = ("autocompress", "torch", "transformers", "safetensors")
+
+
+def shallow_copy(module: nn.Module) -> PreTrainedModel:
+    """A model of its own that shares every tensor with `module`: changing modules leaves no trace.
+
+    Raises:
+        ModelError: the module cannot be saved as a checkpoint, or is quantized already.
+    """
+    if not isinstance(module, PreTrainedModel):
+        raise ModelError(
+            f"Only transformers models can be exported, but got a {type(module).__name__}."
+        )
+    if getattr(module.config, "quantization_config", None) is not None:
+        raise ModelError(
+            "The base model is quantized already, and layers cannot be packed twice. Next step: "
+            "search on the original checkpoint."
+        )
+    shared = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
+    return cast(PreTrainedModel, copy.deepcopy(module, shared))
+
+
+def finish(
+    directory: Path,
+    base: BaseModel,
+    *,
+    allocation: Allocation,
+    claim: Mapping[str, Any],
+    checkpoint_format: CheckpointFormat,
+    notes: Mapping[str, tuple[str, ...]],
+) -> Manifest:
+    """Add tokenizer or image processor and the manifest to the weights in `directory`."""
+    if base.processor is not None:
+        base.processor.save_pretrained(directory)
+    files = {
+        path.relative_to(directory).as_posix(): file_record(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+    manifest = Manifest(
+        checkpoint_format=checkpoint_format,
+        auto_class=base.auto_class,
+        base_model=str(claim.get("base_model", base.source)),
+        base_digest=base.digest,
+        storage_bytes=stored_bytes(directory),
+        file_bytes=sum(record.bytes for record in files.values()),
+        claim=claim,
+        allocation=allocation.to_json(),
+        notes=notes,
+        files=files,
+        tensors=dict(chain.from_iterable(map(tensor_digests, weight_files(directory)))),
+        libraries={"python": platform.python_version()} | {n: version(n) for n in _LIBRARIES},
+    )
+    manifest.write(directory)
+    return manifest
+
+
+def require_bytes(found: int, expected: int, what: str) -> None:
+    """Refuse to publish a file that does not weigh what was claimed for it.
+
+    Raises:
+        CheckpointError: the two numbers differ.
+    """
+    if found != expected:
+        raise CheckpointError(
+            f"The tensors of the export weigh {found:,} bytes, but {what} {expected:,}. Nothing "
+            "was written. Next step: search again, so that costs and layers are of one version."
+        )

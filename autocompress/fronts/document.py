@@ -1,0 +1,283 @@
+"""`front.json`: a published front with its baselines, read and written as one value."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+from autocompress.core.errors import NoAnswerError, RunDirectoryError, nearest
+from autocompress.fronts.entries import (
+    BaseEntry,
+    BudgetSpent,
+    Member,
+    MemberQuality,
+    ReferencePoint,
+    StudySummary,
+)
+from autocompress.fronts.front import Front
+from autocompress.fronts.geometry import hypervolume, knee_index
+from autocompress.fronts.picking import PICK_RULES, find_member, parse_bytes, pick
+
+__all__ = [
+    "FRONT_FILE",
+    "PICK_RULES",
+    "SCHEMA_VERSION",
+    "BaseEntry",
+    "BudgetSpent",
+    "FrontDocument",
+    "Member",
+    "MemberQuality",
+    "ReferencePoint",
+    "StudySummary",
+    "find_member",
+    "front_schema",
+    "parse_bytes",
+    "pick",
+    "relative_hypervolume",
+    "validate",
+]
+
+FRONT_FILE = "front.json"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FrontDocument:
+    """A published front.
+
+    Attributes:
+        study: what was searched and with what.
+        base: the uncompressed model.
+        baselines: allocations that need no search, each with a name.
+        members: no measured model beats any of them in both retained quality and stored bytes;
+            fewest bytes first.
+        reference_point: corner of the hypervolume's box.
+        hypervolume: of the members; see `relative_hypervolume`.
+    """
+
+    study: StudySummary
+    base: BaseEntry
+    baselines: tuple[Member, ...]
+    members: tuple[Member, ...]
+    reference_point: ReferencePoint
+    hypervolume: float
+
+    @classmethod
+    def of(
+        cls,
+        study: StudySummary,
+        base: BaseEntry,
+        baselines: Iterable[Member],
+        candidates: Iterable[Member],
+        reference_point: ReferencePoint | None = None,
+    ) -> FrontDocument:
+        """The front of everything that was measured, with its knee and hypervolume.
+
+        Args:
+            study: what was searched.
+            base: the uncompressed model.
+            baselines: they compete too: one that nothing beats is a member.
+            candidates: measured members in any order; of equal ids the first one counts, and one
+                whose retained quality is NaN is left out.
+            reference_point: by default a model that retains nothing at the size of the base.
+        """
+        named = tuple(baselines)
+        distinct = {m.id: m for m in reversed((*candidates, *named))}
+        front = Front.of(distinct.values(), lambda m: (m.storage_bytes, -m.quality.retained))
+        corner = reference_point or ReferencePoint()
+        return cls(
+            study=study,
+            base=base,
+            baselines=named,
+            members=_with_knee(sorted(front, key=lambda m: (m.storage_bytes, m.id))),
+            reference_point=corner,
+            hypervolume=relative_hypervolume(
+                ((m.quality.retained, m.storage_bytes) for m in front), base.storage_bytes, corner
+            ),
+        )
+
+    @property
+    def knee(self) -> Member | None:
+        """The member marked as knee; None in an empty front."""
+        return next((member for member in self.members if member.is_knee), None)
+
+    @property
+    def most_cost_efficient(self) -> Member | None:
+        """What `pick` by cost efficiency takes without constraints; None if nothing fits."""
+        try:
+            return pick(self)
+        except NoAnswerError:
+            return None
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON document, as the schema describes it."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "study": self.study.to_json(),
+            "base": self.base.to_json(),
+            "baselines": [member.to_json() for member in self.baselines],
+            "reference_point": self.reference_point.to_json(),
+            "hypervolume": self.hypervolume,
+            "members": [member.to_json() for member in self.members],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> FrontDocument:
+        """The inverse of `to_json`, for data that fits the schema."""
+        return cls(
+            study=StudySummary.from_json(data["study"]),
+            base=BaseEntry.from_json(data["base"]),
+            baselines=tuple(Member.from_json(m) for m in data["baselines"]),
+            members=tuple(Member.from_json(m) for m in data["members"]),
+            reference_point=ReferencePoint.from_json(data["reference_point"]),
+            hypervolume=float(data["hypervolume"]),
+        )
+
+    def write(self, path: str | Path) -> Path:
+        """Write `front.json` by atomic rename: a reader sees the old file or the new one.
+
+        Args:
+            path: the run directory, or the file itself.
+
+        Returns:
+            The file.
+
+        Raises:
+            RunDirectoryError: the directory is missing, read-only or full; what was there stays.
+        """
+        file = _front_file(Path(path))
+        data = self.to_json()
+        validate(data, str(file))
+        text = json.dumps(data, indent=1, allow_nan=False) + "\n"
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(file)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            raise RunDirectoryError(
+                f"{file} cannot be written ({error.strerror or error}); an earlier file is "
+                "untouched. Next step: check free space and permissions of the directory."
+            ) from error
+        return file
+
+    @classmethod
+    def read(cls, path: str | Path) -> FrontDocument:
+        """Read and validate `front.json`.
+
+        Args:
+            path: the run directory, or the file itself.
+
+        Raises:
+            RunDirectoryError: it is missing, damaged or from a newer version.
+        """
+        file = _front_file(Path(path))
+        data = _load(file)
+        validate(data, str(file))
+        return cls.from_json(data)
+
+
+def relative_hypervolume(
+    points: Iterable[tuple[float, float]], base_bytes: int, reference: ReferencePoint
+) -> float:
+    """Area that models dominate in the plane of (quality loss, bytes relative to the base).
+
+    Quality loss is 1 - retained, and 0 for a model that retains more than 1, so that noise above
+    the base does not count as progress and the area is bounded by the reference box.
+
+    Args:
+        points: (retained quality, storage bytes) of each model; NaN adds nothing.
+        base_bytes: storage bytes of the base model.
+        reference: worst corner of the box.
+    """
+    plane = [(max(1.0 - retained, 0.0), size / base_bytes) for retained, size in points]
+    return hypervolume(plane, reference.coordinates) if plane else 0.0
+
+
+@cache
+def front_schema() -> dict[str, Any]:
+    """The JSON Schema of `front.json`."""
+    text = Path(__file__).with_name("front.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+def validate(data: object, origin: str) -> None:
+    """Check a JSON document against the schema of `front.json`.
+
+    Args:
+        data: the parsed document.
+        origin: where it comes from, for the message.
+
+    Raises:
+        RunDirectoryError: naming the place in the document and what is wrong with it, or saying
+            that a newer version wrote it.
+    """
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise RunDirectoryError(
+            f"{origin} has schema version {version}, but this version of autocompress reads up "
+            f"to {SCHEMA_VERSION}. Next step: pip install --upgrade autocompress."
+        )
+    error = best_match(Draft202012Validator(front_schema()).iter_errors(data))
+    if error is not None:
+        place = "/".join(str(part) for part in error.absolute_path) or "the document"
+        _damaged(origin, f"at {place}: {error.message[:200]}")
+
+
+def _with_knee(members: list[Member]) -> tuple[Member, ...]:
+    if not members:
+        return ()
+    knee = knee_index([m.storage_bytes for m in members], [m.quality.retained for m in members])
+    return tuple(replace(member, is_knee=i == knee) for i, member in enumerate(members))
+
+
+def _front_file(path: Path) -> Path:
+    return path if path.suffix == ".json" and not path.is_dir() else path / FRONT_FILE
+
+
+def _load(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RunDirectoryError(_missing(file)) from error
+    except OSError as error:
+        raise RunDirectoryError(f"{file} cannot be read ({error.strerror or error}).") from error
+    except ValueError as error:
+        _damaged(str(file), str(error))
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _damaged(origin: str, reason: str) -> NoReturn:
+    raise RunDirectoryError(
+        f"{origin} is damaged ({reason}). Next step: restore it, or write it again with "
+        "`autocompress search ... --out DIR --resume`, which keeps the trials."
+    )
+
+
+def _missing(file: Path) -> str:
+    directory = file.parent
+    if directory.is_dir():
+        return (
+            f"A run directory holds {FRONT_FILE}, but {directory} does not. Next step: give the "
+            "--out directory of `autocompress search`, or finish that search with --resume."
+        )
+    beside = directory.parent
+    runs = [p.parent.name for p in beside.glob(f"*/{FRONT_FILE}")] if beside.is_dir() else []
+    return f"There is no run directory {directory}. {nearest(directory.name, runs)}"

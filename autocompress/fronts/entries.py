@@ -1,0 +1,276 @@
+"""The values inside `front.json`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autocompress.core import Measurement, Quality, Resource, Resources
+
+LATENCY = "latency_ms_per_token"
+
+
+@dataclass(frozen=True, slots=True)
+class MemberQuality:
+    """Quality on report tokens.
+
+    Attributes:
+        retained: relative to the base model, chance-corrected; 1.0 is the base.
+        standard_error: of `retained`.
+        metrics: named measurements; the unit is in the name.
+    """
+
+    retained: float
+    standard_error: float
+    metrics: Mapping[str, Measurement] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, quality: Quality) -> MemberQuality:
+        """The published part of a measured quality."""
+        return cls(quality.retained, quality.standard_error, dict(quality.metrics))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; numbers that are not finite become null."""
+        return {
+            "retained": _finite(self.retained),
+            "standard_error": _finite(self.standard_error),
+            "metrics": {
+                name: {key: _finite(value) for key, value in metric.to_json().items()}
+                for name, metric in sorted(self.metrics.items())
+            },
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> MemberQuality:
+        """The inverse of `to_json`; null becomes NaN."""
+        return cls(
+            _number(data["retained"]),
+            _number(data["standard_error"]),
+            {
+                name: Measurement(_number(m["value"]), _number(m["standard_error"]))
+                for name, m in data["metrics"].items()
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BaseEntry:
+    """The uncompressed model: bytes, quality on report tokens, resources."""
+
+    storage_bytes: int
+    quality: MemberQuality
+    resources: Resources
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back."""
+        return {
+            "storage_bytes": self.storage_bytes,
+            "quality": self.quality.to_json(),
+            "resources": _resources_to_json(self.resources),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> BaseEntry:
+        """The inverse of `to_json`."""
+        return cls(
+            int(data["storage_bytes"]),
+            MemberQuality.from_json(data["quality"]),
+            _resources_from_json(data["resources"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One compressed model: a member of the front, or a baseline.
+
+    Attributes:
+        id: digest of the allocation.
+        bits_per_weight: stored bits of the searched layers over their weights; scales, zero
+            points and masks included.
+        storage_bytes: bytes of the exported file's tensors.
+        size_reduction: base bytes over `storage_bytes`.
+        quality: measured on report tokens.
+        resources: costs by name, each with unit and origin.
+        cost_efficiency: 1 is the base model; NaN if it could not be computed.
+        allocation: scheme text by layer name; absent layers are left as they are.
+        name: of a baseline, e.g. ``uniform-4bit``; empty for what a sampler proposed.
+        source: who proposed it; empty if unknown.
+        is_knee: True for the knee of the front.
+    """
+
+    id: str
+    bits_per_weight: float
+    storage_bytes: int
+    size_reduction: float
+    quality: MemberQuality
+    resources: Resources
+    cost_efficiency: float
+    allocation: Mapping[str, str]
+    name: str = ""
+    source: str = ""
+    is_knee: bool = False
+
+    @property
+    def latency_ms_per_token(self) -> float:
+        """Time per token in milliseconds; NaN if it is not among the resources."""
+        latency = self.resources.get(LATENCY)
+        return math.nan if latency is None else latency.value
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; empty `name` and `source` and a false `is_knee` are left out."""
+        optional = {"name": self.name, "source": self.source, "is_knee": self.is_knee}
+        return {
+            "id": self.id,
+            **{key: value for key, value in optional.items() if value},
+            "bits_per_weight": self.bits_per_weight,
+            "storage_bytes": self.storage_bytes,
+            "size_reduction": self.size_reduction,
+            "quality": self.quality.to_json(),
+            "resources": _resources_to_json(self.resources),
+            "cost_efficiency": _finite(self.cost_efficiency),
+            "allocation": dict(self.allocation),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Member:
+        """The inverse of `to_json`."""
+        return cls(
+            id=str(data["id"]),
+            bits_per_weight=float(data["bits_per_weight"]),
+            storage_bytes=int(data["storage_bytes"]),
+            size_reduction=float(data["size_reduction"]),
+            quality=MemberQuality.from_json(data["quality"]),
+            resources=_resources_from_json(data["resources"]),
+            cost_efficiency=_number(data["cost_efficiency"]),
+            allocation=dict(data["allocation"]),
+            name=str(data.get("name", "")),
+            source=str(data.get("source", "")),
+            is_knee=bool(data.get("is_knee", False)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetSpent:
+    """What a study used: trials that ended, wall seconds, tokens evaluated."""
+
+    trials: int
+    seconds: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StudySummary:
+    """What was searched and with what.
+
+    Attributes:
+        model: as it was given.
+        task: resolved name.
+        space: name or file of the search space.
+        sampler: name.
+        seed: of splits and sampler.
+        budget_spent: trials, seconds, tokens.
+        details: further JSON values (data, tokens per split, dtypes, driver, device profile;
+            ``cost_efficiency``, its definition; ``layer_bits``, for the heat map of the report).
+    """
+
+    model: str
+    task: str
+    space: str
+    sampler: str
+    seed: int
+    budget_spent: BudgetSpent
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def quality_floor(self) -> float | None:
+        """Floor on retained quality that belongs to the cost efficiency of this study, if any."""
+        definition = self.details.get("cost_efficiency")
+        return None if definition is None else float(definition["min_retained"])
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back."""
+        spent = self.budget_spent
+        return {
+            "model": self.model,
+            "task": self.task,
+            "space": self.space,
+            "sampler": self.sampler,
+            "seed": self.seed,
+            "budget_spent": {
+                "trials": spent.trials,
+                "seconds": spent.seconds,
+                "tokens": spent.tokens,
+            },
+            **self.details,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StudySummary:
+        """The inverse of `to_json`; unknown keys become `details`."""
+        spent = data["budget_spent"]
+        fixed = {"model", "task", "space", "sampler", "seed", "budget_spent"}
+        return cls(
+            model=str(data["model"]),
+            task=str(data["task"]),
+            space=str(data["space"]),
+            sampler=str(data["sampler"]),
+            seed=int(data["seed"]),
+            budget_spent=BudgetSpent(
+                int(spent["trials"]), float(spent["seconds"]), int(spent["tokens"])
+            ),
+            details={key: value for key, value in data.items() if key not in fixed},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ReferencePoint:
+    """Worst corner of the hypervolume's box.
+
+    Attributes:
+        quality_loss: 1 - retained quality; 1.0 is a model that retains nothing.
+        relative_storage_bytes: stored bytes over the base model's; 1.0 is the base.
+    """
+
+    quality_loss: float = 1.0
+    relative_storage_bytes: float = 1.0
+
+    @property
+    def coordinates(self) -> tuple[float, float]:
+        """(quality_loss, relative_storage_bytes)."""
+        return (self.quality_loss, self.relative_storage_bytes)
+
+    def to_json(self) -> dict[str, float]:
+        """A JSON object that names the coordinates."""
+        return {
+            "quality_loss": self.quality_loss,
+            "relative_storage_bytes": self.relative_storage_bytes,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, float]) -> ReferencePoint:
+        """The inverse of `to_json`."""
+        return cls(float(data["quality_loss"]), float(data["relative_storage_bytes"]))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _resources_to_json(resources: Resources) -> dict[str, Any]:
+    return {
+        name: {**resource.to_json(), "value": _finite(resource.value)}
+        for name, resource in sorted(resources.items())
+    }
+
+
+def _resources_from_json(data: Mapping[str, Any]) -> dict[str, Resource]:
+    return {
+        name: Resource(_number(r["value"]), str(r["unit"]), str(r["origin"]))
+        for name, r in data.items()
+    }

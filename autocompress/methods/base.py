@@ -1,0 +1,181 @@
+"""The contract of compression methods.
+
+A method is a stateless object of one of the kinds below, in a file of its own, registered by
+``@METHODS.register(name)``. It sees one layer as a `LayerProblem` and returns tensors; how they
+are stored, counted and composed with other methods is not its business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from enum import IntEnum
+from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
+
+from torch import Tensor
+
+from autocompress.core.errors import SchemeError, nearest
+from autocompress.core.registry import Registry
+from autocompress.core.scheme import OptionValue, Stage
+from autocompress.methods.grid import GridOptions, Quantized
+from autocompress.methods.problem import LayerProblem, LayerStatistics
+
+__all__ = [
+    "METHODS",
+    "Factorizer",
+    "LayerStatistics",
+    "Method",
+    "Needs",
+    "Quantizer",
+    "Sparsifier",
+    "SparsityOptions",
+    "StageKind",
+]
+
+
+class Needs(IntEnum):
+    """What a method uses of the calibration statistics; it does without, less well."""
+
+    NONE = 0
+    DIAGONAL = 1
+    HESSIAN = 2
+
+
+class StageKind(IntEnum):
+    """What a stage does; the stages of a scheme come in this order, at most one of each kind."""
+
+    STRUCTURE = 0
+    FACTORIZE = 1
+    SPARSIFY = 2
+    QUANTIZE = 3
+    RESIDUAL = 4
+
+
+OptionsT = TypeVar("OptionsT")
+GridT = TypeVar("GridT", bound=GridOptions)
+
+
+class Method(ABC, Generic[OptionsT]):
+    """A compression method.
+
+    Attributes:
+        kind: its place in a scheme.
+        needs: the statistics it uses.
+        options: frozen dataclass of its options, each with a default, of type bool, int, float or
+            str; ``__post_init__`` raises `SchemeError` naming the field of a bad value.
+        summary: one line for ``autocompress methods``.
+    """
+
+    kind: ClassVar[StageKind]
+    needs: ClassVar[Needs]
+    summary: ClassVar[str]
+    options: type[OptionsT]
+
+    def read_options(self, stage: Stage) -> OptionsT:
+        """The options of `stage`, defaults filled in.
+
+        Raises:
+            SchemeError: an option is unknown, of the wrong type or out of range.
+        """
+        types = get_type_hints(self.options)
+        values = {}
+        for name, value in stage.options:
+            if name not in types:
+                raise SchemeError(
+                    f"{stage.method} has no option {name!r} (in {stage}). {nearest(name, types)}"
+                )
+            values[name] = _typed(stage, name, value, types[name])
+        try:
+            return self.options(**values)
+        except SchemeError as error:
+            raise SchemeError(f"{stage}: {error}") from None
+
+    def canonical(self, stage: Stage) -> Stage:
+        """`stage` with every option spelled out."""
+        options = self.read_options(stage)
+        fields = dataclasses.fields(options)  # type: ignore[arg-type]  # by contract a dataclass
+        return Stage.of(stage.method, {f.name: getattr(options, f.name) for f in fields})
+
+
+class Factorizer(Method[OptionsT]):
+    """Writes the weight as a product of two thin matrices."""
+
+    kind = StageKind.FACTORIZE
+
+    @abstractmethod
+    def rank(self, options: OptionsT) -> int:
+        """Inner dimension of the product."""
+
+    @abstractmethod
+    def factorize(
+        self, problem: LayerProblem, options: OptionsT
+    ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """A (o, r) and B (r, d), float32, and notes; the compressed weight is A B."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SparsityOptions:
+    """Options that every sparsifier has.
+
+    Attributes:
+        sparsity: share of the weights that become zero, above 0 and below 1.
+    """
+
+    sparsity: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sparsity < 1:
+            close = 0.05 if self.sparsity <= 0 else 0.95
+            raise SchemeError(
+                "sparsity must be above 0 and below 1, "
+                f"but got {self.sparsity}. A legal value nearby is {close}."
+            )
+
+
+class Sparsifier(Method[OptionsT]):
+    """Chooses the weights that become zero."""
+
+    kind = StageKind.SPARSIFY
+
+    @abstractmethod
+    def n_kept(self, shape: tuple[int, int], options: OptionsT) -> int:
+        """How many weights `mask` keeps in a matrix of `shape`: exact, from the shape alone."""
+
+    @abstractmethod
+    def mask(self, problem: LayerProblem, options: OptionsT) -> tuple[Tensor, tuple[str, ...]]:
+        """(o, d) bool, True where the weight is kept, and notes."""
+
+
+class Quantizer(Method[GridT]):
+    """Rounds weights to an integer grid."""
+
+    kind = StageKind.QUANTIZE
+
+    @abstractmethod
+    def quantize(self, problem: LayerProblem, mask: Tensor | None, options: GridT) -> Quantized:
+        """Codes on a grid; where `mask` is False the code is that of exactly zero.
+
+        Args:
+            problem: the dense target and its statistics.
+            mask: (o, d) bool, True where the weight is kept; None keeps all.
+            options: the grid, and what the method adds to it.
+        """
+
+
+METHODS: Registry[Method[Any]] = Registry("compression method", "autocompress.methods")
+
+
+def _typed(stage: Stage, name: str, value: OptionValue, kind: type) -> OptionValue:
+    """`value` as the type of its field, if that changes nothing: 4.0 for 4, 1 for 1.0 or true.
+
+    Equal schemes must mean the same, and in Python 4 == 4.0 and 1 == True.
+    """
+    if type(value) is kind:
+        return value
+    is_number = kind is not str and not isinstance(value, str) and math.isfinite(value)
+    if is_number and kind(value) == value:
+        converted: OptionValue = kind(value)
+        return converted
+    wanted = {bool: "true or false", int: "an integer", float: "a number"}.get(kind, kind.__name__)
+    raise SchemeError(f"{stage.method}: {name} must be {wanted}, but got {value!r} (in {stage}).")

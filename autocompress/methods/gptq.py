@@ -1,0 +1,154 @@
+"""GPTQ: quantize one input at a time and let the later ones make up for the error.
+
+Frantar et al. 2023 (arXiv 2210.17323). With ``U^T U = (H + ridge I)^-1``, U upper, inputs in
+order: ``e_j = (w_j - q_j) / U_jj`` and ``W_{:,k} -= e_j U_jk`` for k > j. Then
+``sum_j e_j^2 = tr(D (H + ridge I) D^T)``. Inputs go by falling diag(H), with the grid fixed
+beforehand on the original columns ("static groups"), so that a reload needs no permutation. With
+a mask the target stays dense: pruned weights are quantized to zero and made up for as well, as in
+SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autocompress.core.errors import SchemeError
+from autocompress.methods.base import METHODS, Needs, Quantizer
+from autocompress.methods.grid import Grid, GridOptions, Quantized, best_grid, round_to_nearest
+from autocompress.methods.problem import DAMPING, InverseFactor, LayerProblem
+
+_LEAF = 16  # inputs that are updated one by one; above it, updates are matrix products
+
+
+@dataclass(frozen=True, slots=True)
+class GPTQOptions(GridOptions):
+    """Options of GPTQ, besides the grid's.
+
+    Attributes:
+        actorder: quantize loud inputs first.
+        damping: share of the mean of diag(H) added to the diagonal, above 0, at most 1.
+    """
+
+    actorder: bool = True
+    damping: float = DAMPING
+
+    def __post_init__(self) -> None:
+        # `super()` without arguments does not work in dataclasses with slots.
+        GridOptions.__post_init__(self)
+        if not 0 < self.damping <= 1:
+            raise SchemeError(
+                f"damping must be above 0 and at most 1, but got {self.damping}. "
+                f"The usual value is {DAMPING}."
+            )
+
+
+class GPTQ(Quantizer[GPTQOptions]):
+    """Quantization with second-order error compensation."""
+
+    needs = Needs.HESSIAN
+    options = GPTQOptions
+    summary = "error-compensating quantization (Hessian of the layer's inputs)"
+
+    def quantize(
+        self, problem: LayerProblem, mask: Tensor | None, options: GPTQOptions
+    ) -> Quantized:
+        """See `Quantizer.quantize`; rounds to nearest, with a note, where H is of no use."""
+        reason, factor = problem.too_few_tokens, None
+        if not reason:
+            factor = problem.inverse_factor(by_activation=options.actorder, damping=options.damping)
+            reason = "" if factor else "H has no Cholesky factor at any damping up to 1"
+        if factor is None:
+            return round_to_nearest(problem, mask, options, (f"gptq rounded to nearest: {reason}",))
+        shown = problem.weight
+        if mask is not None:
+            shown = compensate_pruned(problem.weight, mask, factor)
+        grid = best_grid(shown, problem.importance, options)
+        notes: tuple[str, ...] = ()
+        if factor.damping > options.damping:
+            notes = (f"gptq raised damping to {factor.damping}: H is not positive definite",)
+        return Quantized(sweep(problem.weight, mask, grid, factor), grid, notes)
+
+
+def sweep(weight: Tensor, mask: Tensor | None, grid: Grid, factor: InverseFactor) -> Tensor:
+    """Codes (o, d) uint8 of `weight` (o, d) on `grid`, with error compensation."""
+    order = factor.order
+    groups = (order // grid.options.width(weight.shape[1])).tolist()
+    scales = grid.scales.to(weight.dtype).T.contiguous()
+    zeros = grid.float_zeros.to(weight.dtype).expand(grid.scales.shape).T.contiguous()
+    kept = None if mask is None else mask.T[order].contiguous()
+    codes = torch.empty(weight.T.shape, dtype=torch.uint8, device=weight.device)
+
+    def settle(j: int, target: Tensor) -> Tensor:
+        scale, zero = scales[groups[j]], zeros[groups[j]]
+        levels = (target / scale).round_().add_(zero).clamp_(0, grid.options.n_levels - 1)
+        if kept is not None:
+            levels = torch.where(kept[j], levels, zero)
+        codes[j] = levels
+        return levels.sub_(zero).mul_(scale)
+
+    _Sweep(weight.T[order].contiguous(), factor.upper, settle).run(0, len(order))
+    return _in_place(codes, order)
+
+
+def compensate_pruned(weight: Tensor, mask: Tensor, factor: InverseFactor) -> Tensor:
+    """The kept weights after they made up for the pruned ones, which are zero.
+
+    What the sweep will have to represent, so the grid is chosen on it.
+    """
+    kept = mask.T[factor.order].contiguous()
+    target = weight.T[factor.order].contiguous()
+    values = torch.empty_like(target)
+
+    def settle(j: int, wanted: Tensor) -> Tensor:
+        values[j] = wanted * kept[j]
+        return values[j]
+
+    _Sweep(target, factor.upper, settle).run(0, len(factor.order))
+    return _in_place(values, factor.order)
+
+
+def _in_place(permuted: Tensor, order: Tensor) -> Tensor:
+    """(o, d) in the order of the inputs, from (d, o) in the order of the sweep."""
+    straight = torch.empty_like(permuted)
+    straight[order] = permuted
+    return straight.T.contiguous()
+
+
+class _Sweep:
+    """One sweep over `remaining` (d, o): the target minus what earlier errors ask for.
+
+    Input-major, so that what is settled together lies together. Rows that were visited hold
+    their scaled error e_j instead. `settle` says what an input becomes.
+    """
+
+    def __init__(
+        self, remaining: Tensor, upper: Tensor, settle: Callable[[int, Tensor], Tensor]
+    ) -> None:
+        self.remaining = remaining
+        self.upper = upper
+        self.settle = settle
+        self.pivots: list[float] = upper.diagonal().tolist()
+
+    def run(self, start: int, stop: int) -> None:
+        """Settle inputs start..stop-1: halve, and push the first half's errors to the second.
+
+        The same sums as the lazy blocks of the paper, as matrix products at every scale.
+        """
+        if stop - start > _LEAF:
+            middle = (start + stop) // 2
+            self.run(start, middle)
+            coupling, errors = self.upper[start:middle, middle:stop], self.remaining[start:middle]
+            self.remaining[middle:stop].addmm_(coupling.T, errors, alpha=-1)
+            self.run(middle, stop)
+            return
+        for j in range(start, stop):
+            target = self.remaining[j]
+            target.sub_(self.settle(j, target)).div_(self.pivots[j])
+            self.remaining[j + 1 : stop].addr_(self.upper[j, j + 1 : stop], target, alpha=-1)
+
+
+METHODS.add("gptq", GPTQ())

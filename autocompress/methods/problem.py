@@ -1,0 +1,246 @@
+"""One layer to compress: its weight, its calibration statistics, and what is derived from both.
+
+Decompositions are computed on first use and kept, so that all options of a layer share them: one
+inverse factor serves every bit width, one spectrum every rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from autocompress.core.errors import ModelError, SchemeError
+
+DAMPING = 0.01
+"""Share of the mean of diag(H) that is added to the diagonal."""
+
+_SHRINKAGE = 0.1  # the same, for a decomposition of an H of too few tokens
+_ROWS_AT_ONCE = 16384
+_NEGLIGIBLE = 1e-14  # share of the largest eigenvalue of a Gram matrix that is rounding noise
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStatistics:
+    """What calibration gathered about the input of a layer.
+
+    Attributes:
+        hessian: ``H = E[x x^T]``, (d, d) float32, or None if the input is not a vector of
+            activations or was not seen.
+        n_tokens: tokens that H averages.
+        digest: of the content; part of the key of cached results.
+    """
+
+    hessian: Tensor | None
+    n_tokens: int
+    digest: str
+
+    @classmethod
+    def none(cls) -> LayerStatistics:
+        """No statistics; methods fall back to their data-free form and say so."""
+        return cls(None, 0, "none")
+
+
+@dataclass(frozen=True, eq=False)
+class InverseFactor:
+    """Upper triangular U with ``U^T U = (P^T (H + ridge I) P)^-1``.
+
+    Attributes:
+        upper: U, (d, d) float32.
+        order: the permutation P as indices, (d,) int64: position k holds input ``order[k]``.
+        ridge: what was added to the diagonal.
+        damping: the same as a share of the mean of diag(H); more than was asked for if H needed it.
+    """
+
+    upper: Tensor
+    order: Tensor
+    ridge: float
+    damping: float
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """The best factors of every rank at once; the first r of each are those of rank r.
+
+    Attributes:
+        outer: U, (o, k) float32, k = min(o, d): left singular vectors of ``W L``, ``L L^T = H``.
+        inner: ``U^T W``, (k, d) float32.
+        energies: squared singular values of ``W L``, (k,) float64, descending; rank r loses
+            exactly ``energies[r:].sum()`` of ``tr(D H D^T)``.
+    """
+
+    outer: Tensor
+    inner: Tensor
+    energies: Tensor
+
+
+class LayerProblem:
+    """A layer's weight (o, d) in float32 with its statistics; treat both as read-only.
+
+    Raises:
+        SchemeError: the weight is not a matrix, or the shape of H does not fit it.
+        ModelError: the weight or H holds NaN or infinity.
+    """
+
+    def __init__(self, weight: Tensor, statistics: LayerStatistics) -> None:
+        if weight.ndim != 2 or 0 in weight.shape or not weight.is_floating_point():
+            raise SchemeError(
+                "A weight must be a non-empty floating-point matrix (out_features, in_features), "
+                f"but got shape {tuple(weight.shape)} of {weight.dtype}."
+            )
+        self.weight = weight.detach().to(torch.float32).contiguous()
+        self.statistics = statistics
+        self.hessian = self._checked_hessian()
+        self._factors: dict[tuple[bool, float], InverseFactor | None] = {}
+        if not bool(torch.isfinite(self.weight).all()):
+            raise ModelError(
+                "A weight must be finite, but it holds NaN or infinity. The checkpoint is damaged "
+                "or overflowed its dtype: load it from its source again."
+            )
+
+    def _checked_hessian(self) -> Tensor | None:
+        hessian, d = self.statistics.hessian, self.weight.shape[1]
+        if hessian is None:
+            return None
+        if tuple(hessian.shape) != (d, d):
+            raise SchemeError(
+                f"Statistics must be a ({d}, {d}) matrix for a weight with {d} inputs, but got "
+                f"{tuple(hessian.shape)}. Are they those of another layer?"
+            )
+        if not bool(torch.isfinite(hessian).all()):
+            raise ModelError(
+                "Calibration statistics must be finite, but they hold NaN or infinity: the model "
+                "overflows on the calibration tokens. Calibrate in float32 or bfloat16."
+            )
+        return hessian.detach().to(self.weight.device, torch.float32)
+
+    @property
+    def n_tokens(self) -> int:
+        """Calibration tokens behind the statistics."""
+        return self.statistics.n_tokens
+
+    @property
+    def too_few_tokens(self) -> str:
+        """Why H is not to be trusted in directions it hardly saw; empty if it is.
+
+        Below about two tokens per input, compensating errors by H fits its noise.
+        """
+        d = self.weight.shape[1]
+        if self.hessian is None:
+            return "the layer has no calibration statistics"
+        if self.n_tokens >= 2 * d:
+            return ""
+        return (
+            f"{self.n_tokens} calibration tokens are fewer than twice the {d} inputs; "
+            f"give at least {2 * d}"
+        )
+
+    @cached_property
+    def importance(self) -> Tensor:
+        """Cost of a unit error in each input, (d,): diag(H), damped; ones without statistics."""
+        if self.hessian is None:
+            return torch.ones(self.weight.shape[1], device=self.weight.device)
+        diagonal = self.hessian.diagonal().clamp(min=0)
+        mean = diagonal.mean()
+        return diagonal + DAMPING * mean if mean > 0 else torch.ones_like(diagonal)
+
+    def loss(self, dense: Tensor) -> float:
+        """Calibration loss ``tr(D H D^T)``, D = dense - weight: mean squared output error.
+
+        Without statistics H is the identity. Accumulated in float64.
+        """
+        difference = dense.to(torch.float64) - self.weight.to(torch.float64)
+        weighted = difference if self.hessian is None else difference @ self.hessian.double()
+        return float((weighted * difference).sum())
+
+    def inverse_factor(self, *, by_activation: bool, damping: float) -> InverseFactor | None:
+        """The inverse factor, inputs ordered by diag(H) if `by_activation`; None if all fails."""
+        key = (by_activation, damping)
+        if key not in self._factors:
+            self._factors[key] = self._factorised(by_activation, damping)
+        return self._factors[key]
+
+    def _factorised(self, by_activation: bool, damping: float) -> InverseFactor | None:
+        if self.hessian is None:
+            return None
+        diagonal = self.hessian.diagonal()
+        order = torch.arange(len(diagonal), device=diagonal.device)
+        if by_activation:
+            order = torch.argsort(diagonal, descending=True, stable=True)
+        permuted = self.hessian[order][:, order].to(torch.float64)
+        mean = float(diagonal.mean()) or 1.0
+        for share in (damping, 10 * damping, 100 * damping, 1.0):
+            if damping <= share <= 1.0:
+                upper = inverse_cholesky_upper(permuted, share * mean)
+                if upper is not None:
+                    return InverseFactor(upper.float(), order, share * mean, share)
+        return None
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """Of the weight itself."""
+        return spectrum_of(self.weight, None)
+
+    @cached_property
+    def whitened_spectrum(self) -> Spectrum:
+        """Of the weight whitened by H (SVD-LLM); by H plus a ridge if it has too few tokens.
+
+        The ridge keeps directions that no token took as the plain decomposition would.
+        """
+        hessian = self.hessian
+        if hessian is not None and self.too_few_tokens:
+            ridge = _SHRINKAGE * float(hessian.diagonal().mean()) or 1.0
+            hessian = hessian + ridge * torch.eye(len(hessian), device=hessian.device)
+        return spectrum_of(self.weight, hessian)
+
+
+def inverse_cholesky_upper(hessian: Tensor, ridge: float) -> Tensor | None:
+    """Upper U with ``U^T U = (H + ridge I)^-1``; None if H + ridge I is not positive definite.
+
+    By reverse Cholesky: with J the exchange matrix and ``L L^T = J H J``, ``A = J L J`` is upper
+    with ``H = A A^T``, so ``U = A^-1``. No inverse of H is formed.
+    """
+    d = hessian.shape[0]
+    identity = torch.eye(d, dtype=hessian.dtype, device=hessian.device)
+    reversed_ = (hessian + ridge * identity).flip(0, 1)
+    lower, info = torch.linalg.cholesky_ex(reversed_)
+    if int(info) != 0:
+        return None
+    upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+    return upper if bool(torch.isfinite(upper).all()) else None
+
+
+def spectrum_of(weight: Tensor, hessian: Tensor | None) -> Spectrum:
+    """Spectrum of ``W L`` from eigenvalues of Gram matrices of size min(o, d), in float64.
+
+    With ``W L = U S V^T`` the best approximation of rank r in the norm of H is
+    ``U_r S_r V_r^T L^-1 = U_r U_r^T W``: neither L nor its inverse is needed, and a singular H
+    (fewer tokens than inputs) does no harm. A tall W is first reduced to a d x d matrix R with
+    ``R^T R = W^T W``.
+
+    Args:
+        weight: (o, d) float32.
+        hessian: (d, d), or None for the identity.
+    """
+    o, d = weight.shape
+    if o <= d:
+        basis, inner, energies = _wide_spectrum(weight.double(), hessian)
+        return Spectrum(basis.float(), inner.float(), energies)
+    blocks = torch.split(weight, _ROWS_AT_ONCE)
+    gram = torch.stack([block.double().T @ block.double() for block in blocks]).sum(0)
+    values, vectors = torch.linalg.eigh(gram)
+    roots = values.clamp(min=float(values[-1]) * _NEGLIGIBLE).sqrt()
+    basis, inner, energies = _wide_spectrum(roots[:, None] * vectors.T, hessian)
+    lift = vectors @ (basis / roots.clamp(min=torch.finfo(roots.dtype).tiny)[:, None])
+    outer = torch.cat([(block.double() @ lift).float() for block in blocks])
+    return Spectrum(outer, inner.float(), energies)
+
+
+def _wide_spectrum(weight: Tensor, hessian: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(U, U^T W, energies) of a float64 matrix with no more rows than columns."""
+    gram = weight @ weight.T if hessian is None else weight @ hessian.double() @ weight.T
+    energies, basis = torch.linalg.eigh((gram + gram.T) / 2)
+    basis = basis.flip(1)
+    return basis, basis.T @ weight, energies.flip(0).clamp(min=0)

@@ -1,0 +1,37 @@
+"""All that knows Hugging Face transformers: loading, layers, weights, calibration statistics."""
+
+from autocompress.models.layout import ModelLayout, describe
+from autocompress.models.loading import (
+    AUTO_CLASSES,
+    BaseModel,
+    load_base_model,
+    load_config,
+    load_processor,
+    model_digest,
+)
+from autocompress.models.statistics import StatisticsStore, collect_statistics
+from autocompress.models.weights import (
+    ResidentWeightsError,
+    assert_untouched,
+    overridden,
+    version_counters,
+    weight_matrix,
+)
+
+__all__ = [
+    "AUTO_CLASSES",
+    "BaseModel",
+    "ModelLayout",
+    "ResidentWeightsError",
+    "StatisticsStore",
+    "assert_untouched",
+    "collect_statistics",
+    "describe",
+    "load_base_model",
+    "load_config",
+    "load_processor",
+    "model_digest",
+    "overridden",
+    "version_counters",
+    "weight_matrix",
+]

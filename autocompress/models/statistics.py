@@ -1,0 +1,302 @@
+"""Layer statistics: ``H = E[x x^T]`` of every layer's input over calibration tokens.
+
+Memory stays flat however deep the model is. Inputs are handled in windows of consecutive blocks
+whose accumulators fit the budget; each window runs the calibration batches through the model again
+and stops every forward as soon as the window's last input was seen. What is resident at any time:
+the model, one batch's activations, and the larger of the budget and one input's accumulator. The
+price is time: ``w`` equal windows cost about ``(w + 1) / 2`` times one full pass.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from autocompress.core import LayerSpec, digest, digest_bytes
+from autocompress.core.errors import ModelError, RunDirectoryError
+from autocompress.methods import LayerStatistics
+from autocompress.models.layout import ModelLayout
+from autocompress.models.streams import TokenMasks, encoder_prefix
+
+_log = logging.getLogger(__name__)
+
+_FORMAT = "layer statistics 1"
+_ACCUMULATOR_BYTES = 8  # sums over batches are kept in float64
+
+Batch = Mapping[str, Tensor]
+Progress = Callable[[int, int], None]
+"""Called after each forward with the number of forwards done and their total."""
+
+
+class StatisticsStore:
+    """A folder with one safetensors file per distinct layer input.
+
+    Files appear by atomic rename and are read memory-mapped, so any number of workers may read
+    while one process collects. A damaged file counts as absent: it is named in a warning and
+    collected again.
+
+    Args:
+        root: folder for one pair of model and calibration tokens. The caller names it by their
+            digests, so that another model or other tokens never meet these files.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __contains__(self, input_name: object) -> bool:
+        return isinstance(input_name, str) and self._header(input_name) is not None
+
+    def get(self, layer: LayerSpec) -> LayerStatistics:
+        """Statistics of the layer's input; none for an embedding that is not also the head.
+
+        Raises:
+            ModelError: they were not collected.
+        """
+        if layer.input_name is None:
+            return LayerStatistics.none()
+        header = self._header(layer.input_name)
+        if header is None:
+            raise ModelError(
+                f"Layer {layer.name!r} needs the statistics of its input {layer.input_name!r}, "
+                f"which are not in {self.root}. Run collect_statistics with this layer first."
+            )
+        hessian = None
+        if header["n_tokens"] != "0":
+            with safe_open(self._path(layer.input_name), framework="pt") as file:
+                hessian = file.get_tensor("hessian")
+        return LayerStatistics(hessian, int(header["n_tokens"]), header["digest"])
+
+    def put(self, input_name: str, hessian: Tensor | None, n_tokens: int) -> None:
+        """Write the statistics of one input; `hessian` is (d, d) float32, None if never seen.
+
+        Raises:
+            RunDirectoryError: the folder cannot be written.
+        """
+        tensors = {} if hessian is None else {"hessian": hessian.contiguous()}
+        content = [digest_bytes(t.numpy().data.cast("B")) for t in tensors.values()]
+        metadata = {
+            "format": _FORMAT,
+            "input_name": input_name,
+            "n_tokens": str(n_tokens),
+            "digest": digest([_FORMAT, n_tokens, *content]),
+        }
+        path = self._path(input_name)
+        partial = path.with_suffix(".partial")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, partial, metadata)
+            partial.replace(path)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise RunDirectoryError(
+                f"Layer statistics must be written to {self.root}, but that failed: {error}. "
+                "Free some space or choose another folder."
+            ) from error
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything stored: equal content, equal digest."""
+        headers = (_read_header(path) for path in self.root.glob("*.safetensors"))
+        return digest(sorted([h["input_name"], h["digest"]] for h in headers if h is not None))
+
+    def _path(self, input_name: str) -> Path:
+        return self.root / f"{digest(input_name)}.safetensors"
+
+    def _header(self, input_name: str) -> dict[str, str] | None:
+        path = self._path(input_name)
+        return _read_header(path) if path.exists() else None
+
+
+def _read_header(path: Path) -> dict[str, str] | None:
+    """Metadata of a statistics file; None, with a warning, if it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        _log.warning("Layer statistics in %s are damaged (%s); collecting again.", path, error)
+        return None
+    return metadata if metadata.get("format") == _FORMAT else None
+
+
+def collect_statistics(
+    module: nn.Module,
+    layout: ModelLayout,
+    batches: Sequence[Batch],
+    store: StatisticsStore,
+    *,
+    layers: Collection[str] | None = None,
+    memory_budget_bytes: int = 2 << 30,
+    progress: Progress | None = None,
+) -> None:
+    """Collect ``H = X^T X / n`` for the inputs that the store lacks.
+
+    Padding is left out: rows of an input are tokens only where the mask of its stream says so (the
+    attention mask; in a decoder its own mask or the labels that count). Inputs without a token axis
+    (a pooled vector) count every row. Products are float32, their sums float64 in order of the
+    batches, so the result does not depend on the windows. Each layer is taken to run once per
+    forward.
+
+    Args:
+        module: the model, in evaluation mode.
+        layout: of the model.
+        batches: model inputs as the task feeds them, padded, on any device.
+        store: where results go, input by input; what it holds already is not collected again.
+        layers: names of the layers whose inputs are wanted; None for all.
+        memory_budget_bytes: for accumulators; at least one input is always handled at a time.
+        progress: told about every forward.
+
+    Raises:
+        ModelError: an activation is not finite; a layer name is unknown.
+        RunDirectoryError: the store cannot be written.
+    """
+    wanted = _wanted_inputs(layout, layers)
+    missing = [item for item in wanted if item.name not in store]
+    windows = list(_windows(missing, memory_budget_bytes))
+    masks = TokenMasks(encoder_prefix(module))
+    done, total = 0, len(windows) * len(batches)
+    for window in windows:
+        sums = {item.name: _Accumulator(item) for item in window}
+        for batch in batches:
+            _observe(module, batch, sums, masks)
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        for name, accumulator in sums.items():
+            store.put(name, *accumulator.result())
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """A distinct layer input: the layer that names it, its width and where it is read."""
+
+    name: str
+    width: int
+    block: int | None
+    reads_encoder_output: bool
+
+    @property
+    def n_bytes(self) -> int:
+        return _ACCUMULATOR_BYTES * self.width**2
+
+
+class _Accumulator:
+    """Running sum of ``X^T X``."""
+
+    def __init__(self, item: _Input) -> None:
+        self.item = item
+        self._sum: Tensor | None = None
+        self._n_tokens = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Add (n, d) rows of any float dtype."""
+        rows = rows.to(torch.float32)
+        product = rows.T @ rows
+        if self._sum is None:
+            self._sum = torch.zeros_like(product, dtype=torch.float64)
+        self._sum += product
+        self._n_tokens += rows.shape[0]
+
+    def result(self) -> tuple[Tensor | None, int]:
+        """``H`` (d, d) float32 on the CPU and the number of tokens; None and 0 if never seen."""
+        if self._sum is None or self._n_tokens == 0:
+            _log.warning(
+                "No token reached layer %r in calibration; it has no statistics.", self.item.name
+            )
+            return None, 0
+        hessian = (self._sum / self._n_tokens).to(torch.float32).cpu()
+        if not torch.isfinite(hessian).all():
+            raise ModelError(
+                f"Activations must be finite, but the input of layer {self.item.name!r} has NaN or "
+                "infinite values (or overflows float32). Load the model in float32 or bfloat16 and "
+                "check its weights."
+            )
+        return hessian, self._n_tokens
+
+
+def _wanted_inputs(layout: ModelLayout, layers: Collection[str] | None) -> list[_Input]:
+    """Distinct inputs in execution order: the blocks first, then what follows them."""
+    chosen = layout.layers if layers is None else [layout.layer(name) for name in layers]
+    names = {layer.input_name for layer in chosen}
+    inputs: dict[str, _Input] = {}
+    for layer in layout.layers:
+        name = layer.input_name
+        if name is not None and name in names and name not in inputs:
+            crossed = layer.role in ("cross_key", "cross_value")
+            inputs[name] = _Input(name, layer.in_features, layer.block, crossed)
+    after = len(layout.blocks)
+    return sorted(inputs.values(), key=lambda item: after if item.block is None else item.block)
+
+
+def _windows(inputs: Sequence[_Input], budget: int) -> Iterator[list[_Input]]:
+    """Cut into runs of consecutive inputs whose accumulators fit the budget, or single inputs."""
+    window: list[_Input] = []
+    for item in inputs:
+        if window and sum(i.n_bytes for i in window) + item.n_bytes > budget:
+            yield window
+            window = []
+        window.append(item)
+    if window:
+        yield window
+
+
+class _AllSeen(Exception):  # noqa: N818  # it is no error
+    """Leaves a forward once every input of the window was observed."""
+
+
+def _observe(
+    module: nn.Module, batch: Batch, sums: Mapping[str, _Accumulator], masks: TokenMasks
+) -> None:
+    """Run one batch far enough for every accumulator to see its input."""
+    device = next(module.parameters()).device
+    inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+    with torch.no_grad(), _hooks(module, inputs, sums, masks):
+        try:
+            module(**inputs)
+        except _AllSeen:
+            return
+
+
+@contextmanager
+def _hooks(
+    module: nn.Module, inputs: Batch, sums: Mapping[str, _Accumulator], masks: TokenMasks
+) -> Iterator[None]:
+    pending = set(sums)
+
+    def watch(accumulator: _Accumulator) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        item = accumulator.item
+
+        def observe(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            mask = masks.of(item.name, inputs, reads_encoder_output=item.reads_encoder_output)
+            accumulator.add(_rows(arguments[0], mask))
+            pending.discard(item.name)
+            if not pending:
+                raise _AllSeen
+
+        return observe
+
+    with ExitStack() as stack:
+        for name, accumulator in sums.items():
+            handle = module.get_submodule(name).register_forward_pre_hook(watch(accumulator))
+            stack.callback(handle.remove)
+        yield
+
+
+def _rows(activations: Tensor, mask: Tensor | None) -> Tensor:
+    """(n, d) rows of the tokens that count, of activations (..., d).
+
+    A mask of another shape than the leading axes does not speak about these rows (pooled vectors,
+    image patches, sequences that the model itself has unpadded): then all count.
+    """
+    if mask is not None and mask.shape == activations.shape[:-1]:
+        return activations[mask]
+    return activations.reshape(-1, activations.shape[-1])

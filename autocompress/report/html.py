@@ -1,0 +1,243 @@
+"""`report.html`: one self-contained page about a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autocompress.core import TrialResult
+from autocompress.core.errors import RunDirectoryError
+from autocompress.fronts import FrontDocument, Member
+from autocompress.report import formats
+from autocompress.report.page_data import page_data, trial_summary
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+REPORT_FILE = "report.html"
+_TEMPLATES = Path(__file__).parent / "templates"
+_NOT_IN_PROVENANCE = frozenset({"layer_bits", "cost_efficiency"})
+
+
+def render_report(
+    document: FrontDocument, trials: Sequence[TrialResult], provenance: Mapping[str, Any]
+) -> str:
+    """The page as text. It loads nothing: scripts, styles and data are inside.
+
+    Args:
+        document: the published front. The heat map needs ``layer_bits`` among its study's
+            details (`report.layers.layer_bits` computes it).
+        trials: the journal.
+        provenance: scalars and groups (mappings) of scalars, shown as they are.
+    """
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    data = json.dumps(page_data(document, trials), allow_nan=False, separators=(",", ":"))
+    study = document.study
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            document=document,
+            study=study,
+            model_name=short_model_name(study.model),
+            lede=lede(document),
+            tiles=tiles(document),
+            beaten_baselines=_beaten_baselines(document),
+            metric_names=_metric_names(document),
+            resource_origins={n: r.origin for n, r in document.base.resources.items()},
+            summary=trial_summary(trials),
+            groups=_groups(document, provenance),
+            version=version("autocompress"),
+            # "<" is escaped so that no text can close the script element.
+            data=Markup(data.replace("<", "\\u003c")),
+            plotly=Markup(get_plotlyjs()),
+        )
+    )
+
+
+def write_report(
+    path: Path,
+    document: FrontDocument,
+    trials: Sequence[TrialResult],
+    provenance: Mapping[str, Any],
+) -> Path:
+    """Write the page by atomic rename.
+
+    Args:
+        path: the run directory, or the file itself.
+        document: the published front.
+        trials: the journal.
+        provenance: as for `render_report`.
+
+    Returns:
+        The file.
+
+    Raises:
+        RunDirectoryError: it cannot be written; an earlier page stays.
+    """
+    file = path / REPORT_FILE if path.is_dir() else path
+    text = render_report(document, trials, provenance)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise RunDirectoryError(
+            f"{file} cannot be written ({error.strerror or error}). Next step: check free space "
+            "and permissions of the directory."
+        ) from error
+    return file
+
+
+@cache
+def environment() -> Environment:
+    """Templates of this package; everything is escaped unless marked safe."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    env = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters.update(
+        size=formats.size,
+        significant=formats.significant,
+        fixed=formats.fixed,
+        duration=formats.duration,
+        count=formats.count,
+        words=lambda name: name.replace("_", " "),
+    )
+    env.globals.update(plus_minus=formats.plus_minus)
+    return env
+
+
+def short_model_name(model: str) -> str:
+    """The part of a path, hub id or ``package:`` source that tells models apart."""
+    if model.startswith("package:"):
+        return model.removeprefix("package:").partition("/")[0]
+    return model.rstrip("/").rpartition("/")[2] or model
+
+
+def lede(document: FrontDocument) -> str:
+    """One sentence that says what came out."""
+    members = document.members
+    if not members:
+        return "No trial gave a finite measurement, so the front is empty."
+    base = formats.size(document.base.storage_bytes)
+    models = "model" if len(members) == 1 else "models"
+    text = (
+        f"{len(members)} measured {models}, from {formats.size(members[0].storage_bytes)} to "
+        f"{formats.size(members[-1].storage_bytes)}, that no other one beats in both size and "
+        f"quality. The base model takes {base}."
+    )
+    best = document.most_cost_efficient
+    if best is None:
+        return text
+    return (
+        f"{text} The most cost-efficient one is {best.size_reduction:.1f}× smaller and retains "
+        f"{_retained(best)} of its quality."
+    )
+
+
+def tiles(document: FrontDocument) -> list[dict[str, str]]:
+    """Key figures: each a label, a value and a line that explains it."""
+    found = []
+    for label, member in (
+        ("Best cost efficiency", document.most_cost_efficient),
+        ("Knee", document.knee),
+    ):
+        if member is not None:
+            found.append(
+                {
+                    "label": label,
+                    "value": f"{member.size_reduction:.1f}× smaller",
+                    "detail": f"{_retained(member)} retained at "
+                    f"{formats.size(member.storage_bytes)} · {member.id[:8]}",
+                }
+            )
+    against = _against_baseline(document)
+    if against:
+        found.append(against)
+    corner = document.reference_point
+    found.append(
+        {
+            "label": "Hypervolume",
+            "value": formats.fixed(document.hypervolume),
+            "detail": f"reference: quality loss {corner.quality_loss:g}, "
+            f"{corner.relative_storage_bytes:g}× base bytes",
+        }
+    )
+    return found
+
+
+def _against_baseline(document: FrontDocument) -> dict[str, str] | None:
+    """How much smaller a member is at no less quality than the best uniform baseline."""
+    floor = document.study.quality_floor or 0.0
+    rivals = [b for b in document.baselines if b.quality.retained >= floor]
+    if not rivals:
+        return None
+    rival = max(rivals, key=lambda b: (b.size_reduction, b.id))
+    as_good = [m for m in document.members if m.quality.retained >= rival.quality.retained]
+    smallest = min(as_good, key=lambda m: m.storage_bytes, default=rival)
+    saved = 1 - smallest.storage_bytes / rival.storage_bytes
+    held = f"{_retained(rival)} retained at {formats.size(rival.storage_bytes)}"
+    if saved < 0.005:
+        detail = f"no member is smaller than its {held} at no less quality"
+        return {"label": f"Against {rival.name}", "value": "no gain", "detail": detail}
+    return {
+        "label": f"Against {rival.name}",
+        "value": f"{saved:.0%} smaller",
+        "detail": f"at no less quality than its {held}",
+    }
+
+
+def _retained(member: Member) -> str:
+    return formats.plus_minus(member.quality.retained, member.quality.standard_error)
+
+
+def _beaten_baselines(document: FrontDocument) -> list[Member]:
+    on_front = {member.id for member in document.members}
+    return [b for b in document.baselines if b.id not in on_front]
+
+
+def _metric_names(document: FrontDocument) -> list[str]:
+    names = {n for m in (*document.members, *document.baselines) for n in m.quality.metrics}
+    return sorted(names)[:3]
+
+
+def _groups(document: FrontDocument, provenance: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Provenance by group: what was searched, then what the run recorded."""
+    study = {k: v for k, v in document.study.to_json().items() if k not in _NOT_IN_PROVENANCE}
+    groups: dict[str, dict[str, str]] = {"search": {}, "run": {}}
+    for first, values in (("search", study), ("run", provenance)):
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                group = groups.setdefault(name, {})
+                group.update({str(k): _text(v) for k, v in value.items()})
+            else:
+                groups[first][name] = _text(value)
+    return {name: values for name, values in groups.items() if values}
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, Mapping):
+        return " · ".join(f"{str(k).replace('_', ' ')} {_text(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return json.dumps(value, default=str)

@@ -1,0 +1,60 @@
+"""The sampler contract: who proposes the next allocation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from autocompress.core import Allocation, Metrics, Registry, TrialResult
+from autocompress.spaces import SearchSpace
+
+LOSS_NAMES = ("damage", "storage_bytes")
+
+Constraints = Callable[[TrialResult], Mapping[str, float]]
+"""Named constraint values of a complete trial; it is feasible if none of them is above 0."""
+
+
+def losses(metrics: Metrics) -> tuple[float, float]:
+    """What the search minimises, in the order of `LOSS_NAMES`."""
+    return metrics.quality.damage.value, float(metrics.storage_bytes)
+
+
+class Sampler(ABC):
+    """Proposes allocations from a space.
+
+    `ask` depends on the seed, the number and what was told before, never on the clock or on
+    global random state, so a study that is resumed from its journal goes on as it would have.
+
+    Attributes:
+        name: in the registry; part of ``TrialRequest.source``.
+        summary: one line for people.
+        adaptive: False if proposals do not depend on what trials measured; the sequence is then
+            the same whatever the number of workers.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    adaptive: ClassVar[bool]
+
+    def __init__(
+        self, space: SearchSpace, *, seed: int, constraints: Constraints | None = None
+    ) -> None:
+        self.space = space
+        self.seed = seed
+        self.constraints = constraints
+
+    @abstractmethod
+    def ask(self, number: int) -> Allocation:
+        """The allocation of trial `number`; one seen before only if no other was found."""
+
+    @abstractmethod
+    def tell(self, result: TrialResult) -> None:
+        """Learn from a finished trial: one asked for here, a baseline, or one of an earlier run."""
+
+    def state(self, number: int) -> Mapping[str, Any]:  # noqa: ARG002 (stateless samplers)
+        """What `tell` needs besides the result when a later run replays trial `number`."""
+        return {}
+
+
+SAMPLERS: Registry[type[Sampler]] = Registry("sampler", "autocompress.samplers")

@@ -1,0 +1,249 @@
+"""A study: baselines first, then ask, measure, tell, until the budget is spent."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+from autocompress.core import BASE_ALLOCATION, Allocation, TrialRequest, TrialResult
+from autocompress.core.errors import BudgetError, RunDirectoryError, TrialError
+from autocompress.fronts import Front
+from autocompress.search.budget import Budget, Spent
+from autocompress.search.driver import Driver
+from autocompress.search.interrupts import interrupt_deferred
+from autocompress.search.journal import Journal
+from autocompress.search.mirror import Mirror
+from autocompress.search.sampler import Sampler, losses
+from autocompress.spaces import SearchSpace
+
+_log = logging.getLogger(__name__)
+
+GIVE_UP_AFTER = 20
+"""A study whose first trials fail this many times without a single success ends early."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a study stands after a trial.
+
+    Attributes:
+        n_done: finished trials, earlier runs included.
+        fraction: share of the scarcest budget that is spent, 0 to 1.
+        remaining: what is left of each budget, for people.
+        best: the measured trials that no other trial beats on both damage and bytes, by damage.
+        last: the trial that just finished.
+    """
+
+    n_done: int
+    fraction: float
+    remaining: str
+    best: tuple[TrialResult, ...]
+    last: TrialResult
+
+
+def baselines(space: SearchSpace) -> tuple[tuple[str, Allocation], ...]:
+    """The base model, then the uniform allocations: what every study measures first."""
+    return (("base", BASE_ALLOCATION), *space.baselines())
+
+
+class Study:
+    """One search. The journal is its whole state: a study that starts on a journal goes on.
+
+    Args:
+        space: what may be chosen.
+        sampler: fresh; it is told the journal's trials.
+        driver: where trials run.
+        journal: open for writing.
+        budget: for the journal's trials and the new ones together.
+        mirror: told each finished trial.
+        progress: called after each finished trial, in this process.
+
+    Raises:
+        BudgetError: the budget is in GPU-hours and the driver holds no GPU.
+        RunDirectoryError: the journal belongs to another study.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        sampler: Sampler,
+        driver: Driver,
+        journal: Journal,
+        budget: Budget,
+        *,
+        mirror: Mirror | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        if budget.gpu_seconds is not None and not driver.n_gpus:
+            raise BudgetError(
+                "A budget in GPU-hours needs workers that hold GPUs, but these hold none. Next "
+                "step: give a budget in trials, minutes or tokens, or --gpus-per-worker."
+            )
+        self.interrupted = False
+        self._space, self._sampler, self._driver = space, sampler, driver
+        self._journal, self._budget = journal, budget
+        self._mirror, self._progress = mirror, progress
+        self._baselines = baselines(space)
+        self._done: dict[int, TrialResult] = {}
+        self._known: dict[Allocation, TrialResult] = {}
+        self._running: dict[int, TrialRequest] = {}
+        self._tried: set[Allocation] = set()
+        self._front: Front[TrialResult] = Front()
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+        self._replay(journal.read())
+
+    @property
+    def spent(self) -> Spent:
+        """What is used up so far, earlier runs included; running trials count as trials."""
+        elapsed = self._seconds_before + time.monotonic() - self._started
+        finished = [r.n_tokens for r in self._done.values()]
+        return Spent(
+            trials=len(self._done) + len(self._running),
+            seconds=elapsed,
+            tokens=sum(finished),
+            gpu_seconds=elapsed * self._driver.n_gpus,
+        )
+
+    def run(self) -> list[TrialResult]:
+        """All finished trials, in the order in which they finished.
+
+        An interrupt (Ctrl-C) drops the trials that are running, sets `interrupted` and returns
+        what is finished.
+
+        Raises:
+            TrialError: every trial failed; names the first error.
+            RunDirectoryError: the journal cannot be written.
+        """
+        self._started = time.monotonic()
+        try:
+            with closing(self._driver.run(self._requests())) as results:
+                for result in results:
+                    self._finish(result)
+                    self._require_some_success(after=GIVE_UP_AFTER)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self._running.clear()
+            _log.info("Interrupted; finished trials are kept.")
+        self._require_some_success(after=1)
+        return self._journal.read()
+
+    def _replay(self, results: list[TrialResult]) -> None:
+        for result in sorted(results, key=lambda r: r.request.number):
+            self._check_belongs(result)
+            self._learn(result)
+        self._seconds_before = sum(r.seconds for r in results) / self._driver.n_workers
+        self._front = self._front_with(results)
+
+    def _check_belongs(self, result: TrialResult) -> None:
+        request = result.request
+        expected = self._baseline(request.number)
+        if request != expected and (expected or request.allocation not in self._space):
+            raise RunDirectoryError(
+                f"The journal {self._journal.path} belongs to another study: its trial "
+                f"{request.number} ({request.source}) is not one of the space "
+                f"{self._space.name!r}. Next step: resume with the same model and space, or give "
+                "another --out directory."
+            )
+
+    def _requests(self) -> Iterator[TrialRequest]:
+        """What to run next, decided when a worker is free."""
+        for number in itertools.count():
+            if number in self._done:
+                continue
+            if self._budget.exhausted(self._committed()):
+                return
+            request = self._baseline(number) or self._proposal(number)
+            if request is None:
+                return
+            known = self._known.get(request.allocation)
+            if known is not None:
+                self._finish(_repeated(known, request))
+                continue
+            self._running[number] = request
+            self._note_tried(request.allocation)
+            yield request
+
+    def _committed(self) -> Spent:
+        """Spent, with the tokens of running trials taken to be those of the last one."""
+        spent = self.spent
+        typical = max((r.n_tokens for r in self._done.values()), default=0)
+        return replace(spent, tokens=spent.tokens + typical * len(self._running))
+
+    def _baseline(self, number: int) -> TrialRequest | None:
+        if number >= len(self._baselines):
+            return None
+        name, allocation = self._baselines[number]
+        return TrialRequest(number, allocation, f"baseline:{name}")
+
+    def _proposal(self, number: int) -> TrialRequest | None:
+        """The sampler's next allocation; None if the space holds no further one."""
+        if len(self._tried) >= self._space.n_combinations:
+            return None
+        return TrialRequest(number, self._sampler.ask(number), f"sampler:{self._sampler.name}")
+
+    def _finish(self, result: TrialResult) -> None:
+        """Journal first, so that what is told is never lost; all of it or nothing."""
+        number = result.request.number
+        with interrupt_deferred():
+            result = replace(result, sampler_state=dict(self._sampler.state(number)))
+            self._journal.append(result)
+            self._running.pop(number, None)
+            self._learn(result)
+            self._front = self._front_with([result])
+            if self._mirror is not None:
+                self._mirror.add(result)
+        self._show(result)
+
+    def _show(self, result: TrialResult) -> None:
+        if self._progress is None:
+            return
+        spent = self.spent
+        self._progress(
+            Progress(
+                n_done=len(self._done),
+                fraction=self._budget.fraction(spent),
+                remaining=self._budget.remaining(spent),
+                best=self._front.members,
+                last=result,
+            )
+        )
+
+    def _learn(self, result: TrialResult) -> None:
+        self._done[result.request.number] = result
+        self._known.setdefault(result.request.allocation, result)
+        self._note_tried(result.request.allocation)
+        self._sampler.tell(result)
+
+    def _note_tried(self, allocation: Allocation) -> None:
+        if allocation not in self._tried and allocation in self._space:
+            self._tried.add(allocation)
+
+    def _front_with(self, results: list[TrialResult]) -> Front[TrialResult]:
+        complete = [r for r in results if r.is_complete]
+        return Front.of([*self._front.members, *complete], _losses) if complete else self._front
+
+    def _require_some_success(self, after: int) -> None:
+        failed = len(self._done)
+        if failed < after or any(r.is_complete for r in self._done.values()):
+            return
+        first = min(self._done.values(), key=lambda r: r.request.number)
+        raise TrialError(
+            f"All of the {failed} trials failed. The first one, {first.request.source}, says: "
+            f"{first.error} ({first.status}). All errors are in {self._journal.path}."
+        )
+
+
+def _repeated(known: TrialResult, request: TrialRequest) -> TrialResult:
+    """The result of an allocation that was measured before, as that of another trial."""
+    note = f"same allocation as trial {known.request.number}"
+    return replace(known, request=request, seconds=0.0, n_tokens=0, notes=(note,), sampler_state={})
+
+
+def _losses(result: TrialResult) -> tuple[float, float]:
+    assert result.metrics is not None
+    return losses(result.metrics)

@@ -1,0 +1,27 @@
+"""The way from a name to a search space on a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from autocompress.core.layer import LayerSpec
+from autocompress.spaces.catalog import find_space
+from autocompress.spaces.space import SearchSpace
+
+
+def load_space(name_or_path: str, layers: Sequence[LayerSpec]) -> SearchSpace:
+    """The search space that a shipped space or a space file gives on a model.
+
+    Args:
+        name_or_path: a name of `available_spaces`, or the path of a YAML file.
+        layers: all compressible layers of the model, in execution order
+            (``describe(module).layers``).
+
+    Raises:
+        UnknownNameError: there is no shipped space of that name.
+        SpaceError: the file is malformed or does not fit the model; names file, line and field.
+    """
+    file = find_space(name_or_path)
+    from autocompress.spaces.resolve import resolve  # imports torch: not needed to list spaces
+
+    return resolve(file, layers)

@@ -1,0 +1,201 @@
+"""Which choice each layer belongs to, and which layers are tied. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import takewhile
+
+from autocompress.core.errors import SpaceError, nearest
+from autocompress.core.layer import LayerSpec
+from autocompress.spaces.catalog import SpaceFile
+from autocompress.spaces.schema import ChoiceSpec, Ties
+
+_QKV = "query, key and value"
+_TIES: Mapping[str, tuple[str, str]] = {
+    "query": ("qkv", _QKV), "key": ("qkv", _QKV), "value": ("qkv", _QKV),
+    "cross_key": ("qkv", "cross_key and cross_value"),
+    "cross_value": ("qkv", "cross_key and cross_value"),
+    "gate": ("gate_up", "gate and up"), "up": ("gate_up", "gate and up"),
+}  # fmt: skip
+"""Role to the switch in the file and the roles that it ties."""
+
+_TieKey = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TiedLayers:
+    """Layers that take one option together; often one layer alone.
+
+    Attributes:
+        choice: index in the file of the choice that they belong to.
+        layers: in execution order.
+    """
+
+    choice: int
+    layers: tuple[LayerSpec, ...]
+
+    @property
+    def name(self) -> str:
+        """``a.b.c`` for one layer, ``a.b.{c,d}`` for tied ones."""
+        names = [layer.name for layer in self.layers]
+        if len(names) == 1:
+            return names[0]
+        levels = zip(*(name.split(".") for name in names), strict=False)
+        common = takewhile(lambda parts: len(set(parts)) == 1, levels)
+        prefix = "".join(f"{parts[0]}." for parts in common)
+        return f"{prefix}{{{','.join(name.removeprefix(prefix) for name in names)}}}"
+
+
+def match(file: SpaceFile, layers: Sequence[LayerSpec]) -> tuple[TiedLayers, ...]:
+    """Give every layer to the first choice that selects it and join those that are tied.
+
+    Args:
+        file: the space.
+        layers: all compressible layers of the model, in execution order.
+
+    Returns:
+        In execution order of their first layers. Layers that no choice selects are left out.
+
+    Raises:
+        SpaceError: a choice that is not optional selects nothing (or one of its patterns or
+            blocks does), all that it selects belongs to earlier choices, or two choices share the
+            members of a tied set.
+    """
+    owners = _owners(file, layers)
+    tied: dict[_TieKey, list[LayerSpec]] = {}
+    for layer in layers:
+        if layer.name in owners:
+            tied.setdefault(_tie_key(layer, file.spec.ties), []).append(layer)
+    return tuple(_one_owner(members, owners, file) for members in tied.values())
+
+
+def _owners(file: SpaceFile, layers: Sequence[LayerSpec]) -> dict[str, int]:
+    owners: dict[str, int] = {}
+    for index, choice in enumerate(file.spec.choices):
+        selected = [layer for layer in layers if _selects(choice, layer, layers)]
+        if not choice.optional:
+            _check_selection(file, index, layers, selected, owners)
+        for layer in selected:
+            owners.setdefault(layer.name, index)
+    return owners
+
+
+def _selects(choice: ChoiceSpec, layer: LayerSpec, layers: Sequence[LayerSpec]) -> bool:
+    if choice.roles is not None and layer.role not in choice.roles:
+        return False
+    if choice.layers is not None and not any(_matches(p, layer) for p in choice.layers):
+        return False
+    return choice.blocks is None or layer.block in set(_blocks(choice.blocks, layers))
+
+
+def _matches(pattern: str, layer: LayerSpec) -> bool:
+    return any(fnmatchcase(name, pattern) for name in (layer.name, *layer.aliases))
+
+
+def _blocks(blocks: Iterable[int], layers: Sequence[LayerSpec]) -> Iterator[int]:
+    """Block numbers with negative ones counted from the last block."""
+    n_blocks = _n_blocks(layers)
+    yield from (block if block >= 0 else n_blocks + block for block in blocks)
+
+
+def _n_blocks(layers: Sequence[LayerSpec]) -> int:
+    return 1 + max((layer.block for layer in layers if layer.block is not None), default=-1)
+
+
+def _check_selection(
+    file: SpaceFile,
+    index: int,
+    layers: Sequence[LayerSpec],
+    selected: Sequence[LayerSpec],
+    owners: Mapping[str, int],
+) -> None:
+    choice = file.spec.choices[index]
+    problem = next(_empty_selectors(choice, layers), None)
+    if problem is not None:
+        where = file.source.at(("choices", index, *problem.field))
+        raise SpaceError(
+            f"{where}: {problem.text} Correct it, or mark the choice `optional: true`."
+        )
+    where = file.source.at(("choices", index))
+    if not selected:
+        raise SpaceError(
+            f"{where}: a choice must select at least one layer, but no layer of the model meets "
+            "all of its selectors (roles, layers, blocks) at once. Drop one of them, or mark the "
+            "choice `optional: true`."
+        )
+    if all(layer.name in owners for layer in selected):
+        first = owners[selected[0].name]
+        raise SpaceError(
+            f"{where}: a layer belongs to the first choice that selects it, but all "
+            f"{len(selected)} layers of this one belong to earlier choices "
+            f"({selected[0].name!r} to {file.source.at(('choices', first))}). "
+            "Move this choice up, or remove it."
+        )
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """A selector that matches nothing by itself: its place in the choice, and what is wrong."""
+
+    field: tuple[str | int, ...]
+    text: str
+
+
+def _empty_selectors(choice: ChoiceSpec, layers: Sequence[LayerSpec]) -> Iterator[_Problem]:
+    roles = sorted({layer.role for layer in layers})
+    if choice.roles is not None and not set(choice.roles) & set(roles):
+        text = (
+            "the roles of a choice must occur in the model, but none of "
+            f"{', '.join(choice.roles)} does. {nearest(choice.roles[0], roles)}"
+        )
+        yield _Problem(("roles",), text)
+    for i, pattern in enumerate(choice.layers or ()):
+        if not any(_matches(pattern, layer) for layer in layers):
+            text = (
+                f"a pattern must match at least one layer, but {pattern!r} matches none of "
+                f"{len(layers)}. {nearest(pattern, _patterns_like(pattern, layers))}"
+            )
+            yield _Problem(("layers", i), text)
+    n_blocks = _n_blocks(layers)
+    for i, block in enumerate(choice.blocks or ()):
+        if not -n_blocks <= block < n_blocks:
+            text = f"a block is a number from {-n_blocks} to {n_blocks - 1}, but got {block}."
+            yield _Problem(("blocks", i), text)
+
+
+def _patterns_like(pattern: str, layers: Sequence[LayerSpec]) -> set[str]:
+    """Patterns that do match, as specific as the one that does not."""
+    names = [name for layer in layers for name in (layer.name, *layer.aliases)]
+    if pattern.startswith("*"):
+        n_parts = pattern.lstrip("*").lstrip(".").count(".") + 1
+        return {"*" + ".".join(name.split(".")[-n_parts:]) for name in names}
+    if "*" in pattern:
+        return {re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names}
+    return set(names)
+
+
+def _tie_key(layer: LayerSpec, ties: Ties) -> _TieKey:
+    """Equal for layers that must take one option: same block, same input, tied roles."""
+    switch, roles = _TIES.get(layer.role, ("", ""))
+    if layer.block is None or not switch or not getattr(ties, switch):
+        return (layer.name,)
+    return (roles, str(layer.block), layer.input_name or "")
+
+
+def _one_owner(
+    members: Sequence[LayerSpec], owners: Mapping[str, int], file: SpaceFile
+) -> TiedLayers:
+    first = members[0]
+    for layer in members[1:]:
+        if owners[layer.name] != owners[first.name]:
+            switch, roles = _TIES[layer.role]
+            where = [file.source.at(("choices", owners[m.name])) for m in (first, layer)]
+            raise SpaceError(
+                f"{where[1]}: ties.{switch} says that {roles} of a block take one option, but "
+                f"{first.name!r} belongs to {where[0]} and {layer.name!r} to this choice. "
+                f"Put the roles in one choice, or write `ties: {{{switch}: false}}`."
+            )
+    return TiedLayers(owners[first.name], tuple(members))

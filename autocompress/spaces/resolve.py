@@ -1,0 +1,200 @@
+"""A space file and the layers of a model make a search space. The one place that knows methods."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from autocompress.core.errors import SchemeError, SpaceError, UsageError, nearest
+from autocompress.core.layer import LayerSpec
+from autocompress.core.scheme import Scheme, Stage
+from autocompress.methods import METHODS, StageKind, canonical, check, footprint
+from autocompress.spaces.catalog import SpaceFile
+from autocompress.spaces.expand import WrittenOption, expand
+from autocompress.spaces.match import TiedLayers, match
+from autocompress.spaces.space import Choice, Option, SearchSpace
+
+_LOG = logging.getLogger(__name__)
+
+RATIO = "parameter_ratio"
+RANK_MULTIPLE = 8
+"""Ranks are multiples of this where that leaves at least two multiples: kernels want it."""
+
+
+def resolve(file: SpaceFile, layers: Sequence[LayerSpec]) -> SearchSpace:
+    """The search space that a file gives on a model.
+
+    Args:
+        file: what `catalog.find_space` read.
+        layers: all compressible layers of the model, in execution order.
+
+    Raises:
+        SpaceError: a method or option is unknown, a scheme does not fit a layer, or a choice
+            selects nothing (see `match.match`).
+    """
+    spec = file.spec
+    written = [expand(choice.options, file.source, i) for i, choice in enumerate(spec.choices)]
+    for options in written:
+        for option in options:
+            _check_written(option)
+    resolver = _Resolver()
+    tied = match(file, layers)
+    choices = tuple(resolver.choice(members, written[members.choice]) for members in tied)
+    if not choices:
+        raise SpaceError(
+            f"{file.source.name}: a space must select at least one layer, but none of the "
+            f"{len(layers)} layers of the model is in it. "
+            f"The model has these roles: {', '.join(sorted({layer.role for layer in layers}))}."
+        )
+    return SearchSpace(spec.name, spec.description, choices, resolver.n_dropped, resolver.n_merged)
+
+
+def rank_for(ratio: float, layer: LayerSpec) -> int | None:
+    """The rank whose two factors keep at most `ratio` of the layer's parameters.
+
+    A factorization of rank r holds r·(o + d) of o·d parameters, so r = ratio·o·d / (o + d),
+    rounded down; from 16 on to a multiple of 8.
+
+    Returns:
+        None if no useful rank exists: below 1, or at or above break-even.
+    """
+    o, d = layer.out_features, layer.in_features
+    rank = int(ratio * o * d / (o + d))
+    if rank >= 2 * RANK_MULTIPLE:
+        rank -= rank % RANK_MULTIPLE
+    return rank if rank >= 1 and rank * (o + d) < o * d else None
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    scheme: Scheme
+    storage_bytes: int
+
+
+class _Resolver:
+    """Resolves options per shape, not per layer: a model has few shapes and many layers."""
+
+    def __init__(self) -> None:
+        self.n_dropped = 0
+        self.n_merged = 0
+        self._fitted: dict[tuple[WrittenOption, LayerSpec], _Fitted | None] = {}
+
+    def choice(self, tied: TiedLayers, written: Sequence[WrittenOption]) -> Choice:
+        options: dict[tuple[Scheme, ...], Option] = {}
+        for option in written:
+            fitted = [self._fit(option, layer) for layer in tied.layers]
+            useful = [f for f in fitted if f is not None]
+            if len(useful) < len(fitted):
+                self.n_dropped += 1
+                _LOG.debug("%s: %s has no useful rank; dropped", tied.name, option.label)
+                continue
+            schemes = tuple(f.scheme for f in useful)
+            if schemes in options:
+                self.n_merged += 1
+                _LOG.debug("%s: %s repeats %s", tied.name, option.label, options[schemes].label)
+                continue
+            n_bytes = sum(f.storage_bytes for f in useful)
+            options[schemes] = Option(option.label, schemes, n_bytes)
+        if not options:
+            raise SpaceError(
+                f"{written[0].where}: a choice must leave at least one option, but every rank is "
+                f"below 1 or at or above break-even for {tied.name!r} "
+                f"({tied.layers[0].out_features} x {tied.layers[0].in_features}). "
+                "Add the option base, or another ratio."
+            )
+        return Choice(
+            name=tied.name,
+            layers=tuple(layer.name for layer in tied.layers),
+            options=tuple(sorted(options.values(), key=lambda option: option.storage_bytes)),
+            base_bytes=sum(layer.base_bytes for layer in tied.layers),
+        )
+
+    def _fit(self, option: WrittenOption, layer: LayerSpec) -> _Fitted | None:
+        key = option, replace(layer, name="", block=None, input_name=None, aliases=())
+        if key not in self._fitted:
+            self._fitted[key] = _fit(option, layer)
+        return self._fitted[key]
+
+
+def _fit(option: WrittenOption, layer: LayerSpec) -> _Fitted | None:
+    """The option on one layer; None if a ratio resolves to no useful rank."""
+    scheme = _with_ranks(option, layer)
+    if scheme is None:
+        return None
+    try:
+        scheme = canonical(scheme)
+        check(layer, scheme)
+        return _Fitted(scheme, footprint(layer, scheme).storage_bytes)
+    except SchemeError as error:
+        raise SpaceError(f"{option.where}: {option.label} does not fit: {error}") from error
+
+
+def _with_ranks(option: WrittenOption, layer: LayerSpec) -> Scheme | None:
+    stages: list[Stage] = []
+    for stage in option.scheme.stages:
+        ratio = _ratio(stage)
+        if ratio is None:
+            stages.append(stage)
+            continue
+        rank = rank_for(ratio, layer)
+        if rank is None:
+            return None
+        stages.append(_with_rank(stage, rank))
+    return Scheme(tuple(stages))
+
+
+def _ratio(stage: Stage) -> float | None:
+    value = dict(stage.options).get(RATIO)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _with_rank(stage: Stage, rank: int) -> Stage:
+    others = {name: value for name, value in stage.options if name != RATIO}
+    return Stage.of(stage.method, {**others, "rank": rank})
+
+
+def _check_written(option: WrittenOption) -> None:
+    """Methods, options and ratios that no layer could take; needs no model."""
+    try:
+        for i, stage in enumerate(option.scheme.stages):
+            kind = METHODS[stage.method].kind
+            _check_key(option, stage, kind, option.stage_keys[i] if option.stage_keys else None)
+            _check_ratio(option, stage, kind)
+        some_rank = [_with_rank(s, 1) if _ratio(s) else s for s in option.scheme.stages]
+        canonical(Scheme(tuple(some_rank)))
+    except SpaceError:
+        raise
+    except UsageError as error:  # an unknown method, an unknown option or a bad value
+        raise SpaceError(f"{option.where}: {error}") from error
+
+
+def _check_key(option: WrittenOption, stage: Stage, kind: StageKind, key: str | None) -> None:
+    right = kind.name.lower()
+    if key is not None and key != right:
+        raise SpaceError(
+            f"{option.where}.{key}: {stage.method!r} is a method of the kind {right!r}. "
+            f"Write it under `{right}:`."
+        )
+
+
+def _check_ratio(option: WrittenOption, stage: Stage, kind: StageKind) -> None:
+    options = dict(stage.options)
+    if RATIO not in options:
+        return
+    if kind is not StageKind.FACTORIZE:
+        raise SpaceError(
+            f"{option.where}: {RATIO} belongs to methods that factorize, but {stage.method!r} "
+            f"is of the kind {kind.name.lower()!r}. {nearest(RATIO, ('sparsity', 'bits'))}"
+        )
+    ratio = options[RATIO]
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1:
+        raise SpaceError(
+            f"{option.where}: {RATIO} is the share of parameters that is kept, above 0 and "
+            f"below 1 (at 1 the factors are as large as the layer), but got {ratio!r}."
+        )
+    if "rank" in options:
+        raise SpaceError(
+            f"{option.where}: {stage.method!r} takes a rank or a {RATIO}, but got both. "
+            "Keep the ratio if the space is for more than one shape."
+        )

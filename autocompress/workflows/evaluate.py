@@ -1,0 +1,158 @@
+"""Measure any model, compressed or not, on held-out tokens beside its base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from autocompress.core import Quality
+from autocompress.core.errors import UsageError
+from autocompress.export import Manifest, is_export, load, stored_bytes
+from autocompress.models import load_base_model
+from autocompress.workflows.session import EXACT_DTYPE, Progress, Session, open_session, quiet
+from autocompress.workflows.settings import SearchSettings, resolve_model
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What `evaluate_model` found.
+
+    Attributes:
+        model: what was evaluated.
+        base: the base model that quality is relative to.
+        settings: task, data and tokens.
+        quality: on the report tokens.
+        storage_bytes: bytes of the tensors of the model's files.
+        base_storage_bytes: the same for the base model.
+    """
+
+    model: str
+    base: str
+    settings: SearchSettings
+    quality: Quality
+    storage_bytes: int
+    base_storage_bytes: int
+
+    @property
+    def size_reduction(self) -> float:
+        """Base bytes over the model's bytes."""
+        return self.base_storage_bytes / self.storage_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON document: model, base, task, data, bytes and quality."""
+        return {
+            "model": self.model,
+            "base": self.base,
+            "task": self.settings.task,
+            "data": self.settings.data,
+            "tokens": self.quality.n_tokens,
+            "storage_bytes": self.storage_bytes,
+            "base_storage_bytes": self.base_storage_bytes,
+            "size_reduction": self.size_reduction,
+            "quality": self.quality.to_json(),
+        }
+
+
+def evaluate_model(
+    model: str,
+    *,
+    base: str | None = None,
+    task: str = "auto",
+    data: str = "auto",
+    tokens: int | None = None,
+    progress: Progress = quiet,
+) -> Evaluation:
+    """Measure `model` on report tokens.
+
+    Args:
+        model: an export of this package, a model directory or a hub id.
+        base: what quality is relative to; an export knows its own base, any other model is its
+            own base unless one is given.
+        task: name of a task, ``auto`` for the export's own or what the config says.
+        data: as for a search; ``auto`` for the export's own or the task's default.
+        tokens: how many report tokens; None for the export's own or the default.
+        progress: told when a long step starts.
+
+    Raises:
+        ModelError: model or base cannot be loaded.
+        CheckpointError: the export is damaged.
+        DataError: the data cannot be read or is too short.
+    """
+    path = Path(model)
+    exported = path.is_dir() and is_export(path)
+    as_measured = _claim_of(path) if exported else _fresh(base or model)
+    settings = replace(
+        as_measured.settings,
+        model=base or as_measured.settings.model,
+        task=as_measured.settings.task if task == "auto" else task,
+        data=as_measured.settings.data if data == "auto" else data,
+        report_tokens=tokens or as_measured.settings.report_tokens,
+    )
+    session = open_session(settings, cache=Path(), progress=progress)
+    quality = _measure(model, session, as_measured, exported)
+    return Evaluation(
+        model=model,
+        base=settings.model,
+        settings=session.settings,
+        quality=quality,
+        storage_bytes=_bytes_of(model, session, exported),
+        base_storage_bytes=session.base.layout.base_bytes,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Conditions:
+    """Under what conditions a quality is measured."""
+
+    settings: SearchSettings
+    dtype: str
+    batch_size: int
+
+
+def _claim_of(path: Path) -> _Conditions:
+    """Those of the export's own claim."""
+    measured: Mapping[str, Any] = Manifest.read(path).claim["measured"]
+    settings = SearchSettings.from_json(measured["settings"])
+    return _Conditions(settings, str(measured["dtype"]), int(measured["batch_size"]))
+
+
+def _fresh(base: str) -> _Conditions:
+    """Nothing is calibrated or searched, so all the data is left to the report split."""
+    settings = SearchSettings(base, calibration_tokens=1, search_tokens=1)
+    return _Conditions(settings, EXACT_DTYPE, batch_size=8)
+
+
+def _measure(model: str, session: Session, under: _Conditions, exported: bool) -> Quality:
+    split = session.splits.report
+    base = session.compute_module(under.dtype)
+    reference = session.reference(base, split, under.batch_size)
+    session.progress(f"Measuring {model} on {split.n_tokens:,} report tokens")
+    module = _load(model, session, base, under.dtype, exported)
+    return session.task.measure(module, split, reference, batch_size=under.batch_size)
+
+
+def _load(model: str, session: Session, base: nn.Module, dtype: str, exported: bool) -> nn.Module:
+    device = session.settings.device
+    if exported:
+        module: nn.Module = load(Path(model), dtype=dtype, device=device)
+        return module
+    if resolve_model(model) == resolve_model(session.settings.model):
+        return base
+    return load_base_model(
+        resolve_model(model), session.task.auto_class, dtype=dtype, device=device
+    ).module
+
+
+def _bytes_of(model: str, session: Session, exported: bool) -> int:
+    if exported or Path(resolve_model(model)).is_dir():
+        return stored_bytes(Path(resolve_model(model)))
+    if resolve_model(model) == session.base.source:
+        return session.base.layout.base_bytes
+    raise UsageError(
+        f"The size of {model!r} is that of its files, but it is no local directory. Next step: "
+        "download it and give the directory."
+    )

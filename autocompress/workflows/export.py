@@ -1,0 +1,169 @@
+"""From a member of a front to a checkpoint that a fresh process has verified."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autocompress.core import Allocation
+from autocompress.core.errors import NoAnswerError, UsageError, nearest
+from autocompress.export import Manifest, run_fresh_process, write_dense, write_packed
+from autocompress.export.directory import require_free
+from autocompress.fronts.document import FrontDocument, Member, find_member
+from autocompress.methods import decode
+from autocompress.workflows.session import (
+    Progress,
+    Session,
+    compressed_weights,
+    open_session,
+    quiet,
+)
+from autocompress.workflows.settings import StudyRecord
+
+FORMATS = ("packed", "dense")
+
+# The packed layers decode to the very matrices that the search measured, so a reload differs only
+# by the order of floating-point sums (threads, kernels).
+RETAINED_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Claim against reload.
+
+    Attributes:
+        rows: by check: what was claimed, what the reload gave, whether they agree.
+    """
+
+    rows: tuple[tuple[str, float, float, bool], ...]
+
+    @property
+    def passed(self) -> bool:
+        """True if every check agrees."""
+        return all(agrees for *_, agrees in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object for the manifest."""
+        return {
+            "passed": self.passed,
+            "checks": [
+                {"name": name, "claimed": claimed, "reloaded": reloaded, "passed": agrees}
+                for name, claimed, reloaded, agrees in self.rows
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An export: where it lies and how its verification went (None if it was not asked for)."""
+
+    path: Path
+    verification: Verification | None
+
+
+def export_member(
+    directory: Path,
+    member_id: str,
+    out: Path,
+    *,
+    checkpoint_format: str = "packed",
+    verify: bool = True,
+    progress: Progress = quiet,
+) -> Written:
+    """Rebuild a member from the layer bank and write it as a checkpoint.
+
+    Args:
+        directory: run directory.
+        member_id: id, unambiguous start of an id, or name of a baseline.
+        out: directory to write; must not exist or be empty.
+        checkpoint_format: ``packed`` (bit-packed, as small as claimed) or ``dense`` (decoded
+            weights in the base dtype, for tools that know nothing of this format).
+        verify: reload in a fresh process and measure again on the report tokens.
+        progress: told when a long step starts.
+
+    Raises:
+        NoAnswerError: the reload does not reproduce the claim; the export is left in place and
+            its manifest says so.
+    """
+    if checkpoint_format not in FORMATS:
+        raise UsageError(
+            f"Unknown --format {checkpoint_format!r}. {nearest(checkpoint_format, FORMATS)}"
+        )
+    require_free(out)
+    member = find_member(FrontDocument.read(directory), member_id)
+    record = StudyRecord.read(directory)
+    session = open_session(record.settings, directory / "cache", progress)
+    _require_same_model(session, record)
+    _write(session, record, member, out, checkpoint_format)
+    if not verify:
+        return Written(out, None)
+    verification = verify_export(member, out, checkpoint_format, progress)
+    Manifest.read(out).with_verification(verification.to_json()).write(out)
+    if not verification.passed:
+        failed = ", ".join(name for name, *_, agrees in verification.rows if not agrees)
+        raise NoAnswerError(
+            f"The reload of {out} does not reproduce the claim ({failed}). The manifest holds "
+            "both numbers. Next step: search and export again on one machine."
+        )
+    return Written(out, verification)
+
+
+def _write(
+    session: Session, record: StudyRecord, member: Member, out: Path, checkpoint_format: str
+) -> None:
+    allocation = Allocation.from_json(member.allocation)
+    bank = session.bank(record.resolved["forward"]["dtype"])
+    session.progress(f"Packing {len(allocation)} layers")
+    weights = compressed_weights(bank, allocation)
+    claim = {
+        "member": member.id,
+        "base_model": session.settings.model,
+        "storage_bytes": member.storage_bytes,
+        "quality": member.quality.to_json(),
+        "cost_efficiency": member.cost_efficiency,
+        "resources": {name: r.to_json() for name, r in member.resources.items()},
+        "measured": measured_on(session, record),
+    }
+    if checkpoint_format == "packed":
+        write_packed(session.base, weights, out, claim=claim)
+    else:
+        dense = {name: decode(w.tensors, w.scheme, w.shape, w.dtype) for name, w in weights.items()}
+        write_dense(session.base, dense, allocation, out, claim=claim)
+
+
+def measured_on(session: Session, record: StudyRecord) -> Mapping[str, Any]:
+    """How the published quality was measured, in enough detail to measure it again."""
+    split = session.splits.report
+    return {
+        "settings": session.settings.to_json(),
+        "split": split.name,
+        "split_digest": split.digest,
+        "n_tokens": split.n_tokens,
+        **record.resolved["report"],
+    }
+
+
+def verify_export(
+    member: Member, out: Path, checkpoint_format: str, progress: Progress
+) -> Verification:
+    """Load in a fresh process, measure on the report tokens, compare with the claim."""
+    progress("Reloading in a fresh process and measuring again")
+    answer = run_fresh_process("autocompress.workflows.remeasure", {"checkpoint": str(out)})
+    retained = float(answer["quality"]["retained"])
+    claimed = member.quality.retained
+    rows = [("retained", claimed, retained, abs(claimed - retained) <= RETAINED_TOLERANCE)]
+    if checkpoint_format == "packed":
+        stored = int(answer["storage_bytes"])
+        rows.append(("storage_bytes", member.storage_bytes, stored, stored == member.storage_bytes))
+    return Verification(tuple(rows))
+
+
+def _require_same_model(session: Session, record: StudyRecord) -> None:
+    if session.base.digest != record.resolved["model_digest"]:
+        raise UsageError(
+            f"The run was made with other weights than {session.settings.model} now holds "
+            f"({record.resolved['model_digest'][:12]} then, {session.base.digest[:12]} now). "
+            "Next step: restore the model, or search again."
+        )

@@ -1,0 +1,169 @@
+"""From the trials of a study to the published front: measured again, on report tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from autocompress.core import Metrics, TrialRequest, TrialResult
+from autocompress.core.errors import TrialError
+from autocompress.cost import CostModel
+from autocompress.fronts import (
+    BaseEntry,
+    BudgetSpent,
+    Front,
+    FrontDocument,
+    Member,
+    MemberQuality,
+    StudySummary,
+)
+from autocompress.methods import footprint
+from autocompress.objectives import CostEfficiency
+from autocompress.report.layers import LayerBits, layer_bits
+from autocompress.search import Journal, Spent, losses
+from autocompress.search.driver import Driver
+from autocompress.workflows.session import Session
+from autocompress.workflows.settings import StudyRecord
+
+REPORT_JOURNAL = "report.jsonl"
+BASE_NAME = "base"
+
+
+def shortlist(results: Sequence[TrialResult]) -> list[TrialRequest]:
+    """What is worth measuring on report tokens: the base, the baselines and the search front.
+
+    Trials that another one beats on both damage and bytes on the search tokens are left out; of
+    equal allocations the first one counts.
+    """
+    complete = [r for r in results if r.is_complete]
+    front = Front.of(complete, lambda r: losses(_metrics(r)))
+    wanted = [r for r in complete if r.request.is_baseline] + sorted(
+        front, key=lambda r: r.request.number
+    )
+    first = {r.request.allocation: r.request for r in reversed(wanted)}
+    return sorted(first.values(), key=lambda request: request.number)
+
+
+def measure_on_report_tokens(
+    requests: Iterable[TrialRequest], driver: Driver, directory: Path
+) -> list[TrialResult]:
+    """Measure each request on the driver's tokens, going on from an earlier, interrupted run.
+
+    An interrupt returns what is measured so far.
+
+    Raises:
+        TrialError: the base model could not be measured.
+    """
+    with Journal(directory / REPORT_JOURNAL) as journal:
+        done = {r.request.number for r in journal.read()}
+        missing = iter([r for r in requests if r.number not in done])
+        try:
+            with closing(driver.run(missing)) as results:
+                for result in results:
+                    journal.append(result)
+        except KeyboardInterrupt:
+            pass  # what is in the journal is a valid, smaller front
+        return journal.read()
+
+
+def front_document(
+    session: Session, record: StudyRecord, measured: Sequence[TrialResult], spent: Spent
+) -> FrontDocument:
+    """The front of what was measured on report tokens.
+
+    Raises:
+        TrialError: the base model is not among the measured.
+    """
+    by_name = {r.request.baseline_name: r for r in measured if r.is_complete}
+    if BASE_NAME not in by_name:
+        raise TrialError(
+            "A front needs the base model measured on the report tokens, but that did not finish. "
+            "Next step: the same command with --resume."
+        )
+    base = _metrics(by_name[BASE_NAME])
+    efficiency = CostEfficiency()
+    cost = session.cost
+    members = [
+        _member(r, base, cost, efficiency)
+        for r in measured
+        if r.is_complete and r.request.baseline_name != BASE_NAME
+    ]
+    return FrontDocument.of(
+        study=_summary(session, record, spent, efficiency, members),
+        base=BaseEntry(base.storage_bytes, MemberQuality.of(base.quality), base.resources),
+        baselines=[m for m in members if m.name],
+        candidates=members,
+    )
+
+
+def _member(
+    result: TrialResult, base: Metrics, cost: CostModel, efficiency: CostEfficiency
+) -> Member:
+    metrics = _metrics(result)
+    request = result.request
+    return Member(
+        id=request.allocation.digest,
+        bits_per_weight=cost.bits_per_weight(request.allocation),
+        storage_bytes=metrics.storage_bytes,
+        size_reduction=base.storage_bytes / metrics.storage_bytes,
+        quality=MemberQuality.of(metrics.quality),
+        resources=metrics.resources,
+        cost_efficiency=efficiency.score(
+            metrics.quality.retained, metrics.resources, base.resources
+        ),
+        allocation=request.allocation.to_json(),
+        name=request.baseline_name or "",
+        source=request.source,
+    )
+
+
+def _summary(
+    session: Session,
+    record: StudyRecord,
+    spent: Spent,
+    efficiency: CostEfficiency,
+    members: Sequence[Member],
+) -> StudySummary:
+    settings = session.settings
+    splits = session.splits
+    details: Mapping[str, Any] = {
+        "data": settings.data,
+        "tokens": {
+            "calibration": splits.calibration.n_tokens,
+            "search": splits.search.n_tokens,
+            "report": splits.report.n_tokens,
+            "sequence_length": settings.sequence_length,
+        },
+        "search_dtype": record.resolved["forward"]["dtype"],
+        "search_noise": record.resolved["forward"]["noise"],
+        "report_dtype": record.resolved["report"]["dtype"],
+        "driver": settings.driver,
+        "workers": settings.workers,
+        "device": settings.device,
+        "device_profile": settings.device_profile,
+        "model_digest": session.base.digest,
+        "cost_efficiency": efficiency.to_json(),
+        "layer_bits": _layer_bits(session, members),
+    }
+    return StudySummary(
+        model=settings.model,
+        task=settings.task,
+        space=settings.space,
+        sampler=settings.sampler,
+        seed=settings.seed,
+        budget_spent=BudgetSpent(spent.trials, round(spent.seconds, 1), int(spent.tokens)),
+        details=details,
+    )
+
+
+def _layer_bits(session: Session, members: Sequence[Member]) -> LayerBits:
+    searched = set(session.space.searched_layers)
+    layers = [layer for layer in session.base.layout.layers if layer.name in searched]
+    return layer_bits(layers, members, footprint)
+
+
+def _metrics(result: TrialResult) -> Metrics:
+    assert result.metrics is not None  # callers pass complete trials
+    return result.metrics

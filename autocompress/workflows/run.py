@@ -1,0 +1,120 @@
+"""A finished (or stopped) search as an object: its front, its members, their exports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from autocompress.fronts.document import FrontDocument, Member, find_member, parse_bytes
+from autocompress.fronts.document import pick as pick_member
+
+
+@dataclass(frozen=True, slots=True)
+class RunMember:
+    """One compressed model of a front.
+
+    Attributes:
+        directory: the run that it belongs to.
+        entry: its record in `front.json`: bytes, quality, resources, allocation.
+    """
+
+    directory: Path
+    entry: Member
+
+    @property
+    def id(self) -> str:
+        """Name of the member within its run."""
+        return self.entry.id
+
+    def export(
+        self,
+        out: str | Path,
+        *,
+        checkpoint_format: Literal["packed", "dense"] = "packed",
+        verify: bool = True,
+    ) -> Path:
+        """Write the member as a checkpoint and reload it in a fresh process.
+
+        Returns:
+            The directory that was written.
+
+        Raises:
+            NoAnswerError: the reloaded checkpoint does not reproduce the claimed bytes or quality.
+            RunDirectoryError: `out` is not empty or cannot be written.
+        """
+        from autocompress.workflows.export import export_member
+
+        return export_member(
+            self.directory, self.id, Path(out), checkpoint_format=checkpoint_format, verify=verify
+        ).path
+
+
+@dataclass(frozen=True, slots=True)
+class RunFront:
+    """The published front of a run; iterates over its members, smallest first."""
+
+    directory: Path
+    document: FrontDocument
+
+    def __iter__(self) -> Iterator[RunMember]:
+        return (RunMember(self.directory, member) for member in self.document.members)
+
+    def __len__(self) -> int:
+        return len(self.document.members)
+
+    def __getitem__(self, member_id: str) -> RunMember:
+        """The member (or baseline) of that id or unambiguous start of an id."""
+        return RunMember(self.directory, find_member(self.document, member_id))
+
+    def pick(
+        self,
+        *,
+        by: str = "cost-efficiency",
+        min_quality: float | None = None,
+        max_bytes: int | str | None = None,
+        max_latency_ms: float | None = None,
+    ) -> RunMember:
+        """The best member under constraints.
+
+        Raises:
+            NoAnswerError: no member fits.
+        """
+        limit = parse_bytes(max_bytes) if isinstance(max_bytes, str) else max_bytes
+        entry = pick_member(
+            self.document,
+            by=by,
+            min_quality=min_quality,
+            max_bytes=limit,
+            max_latency_ms=max_latency_ms,
+        )
+        return RunMember(self.directory, entry)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run directory: study, journal, front and report."""
+
+    directory: Path
+    document: FrontDocument
+
+    @property
+    def front(self) -> RunFront:
+        """The members that no other measured model beats on both size and quality."""
+        return RunFront(self.directory, self.document)
+
+    @property
+    def report(self) -> Path:
+        """The self-contained HTML report."""
+        return self.directory / "report.html"
+
+
+def load_run(directory: str | Path) -> Run:
+    """Open the run directory of an earlier search.
+
+    Raises:
+        RunDirectoryError: there is no front, or it is damaged.
+    """
+    path = Path(directory)
+    return Run(path, FrontDocument.read(path))

@@ -1,0 +1,287 @@
+"""The main verb: from settings to a run directory with journal, front and report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from autocompress.core import TrialResult
+from autocompress.core.errors import RunDirectoryError, UsageError
+from autocompress.drivers.local import LocalDriver
+from autocompress.evaluate import ForwardPlan, Split
+from autocompress.report.progress import StudyProgress
+from autocompress.search import (
+    SAMPLERS,
+    Budget,
+    Journal,
+    Mirror,
+    Spent,
+    Study,
+    TrialContext,
+)
+from autocompress.search.driver import Driver
+from autocompress.workflows.publish import front_document, measure_on_report_tokens, shortlist
+from autocompress.workflows.report import write_provenance, write_report
+from autocompress.workflows.run import Run
+from autocompress.workflows.session import Session, open_session
+from autocompress.workflows.settings import (
+    STUDY_FILE,
+    SearchSettings,
+    StudyRecord,
+    require_same_study,
+)
+
+_log = logging.getLogger(__name__)
+
+JOURNAL = "trials.jsonl"
+MIRROR = "optuna.log"
+INTERRUPTED = "interrupted: publishing what is finished (Ctrl-C again to stop at once)"
+
+
+def search(
+    model: str,
+    *,
+    space: str = "joint",
+    data: str = "auto",
+    task: str = "auto",
+    sampler: str = "nsga2",
+    budget: str | Sequence[str] = ("100 trials",),
+    out: str | Path | None = None,
+    resume: bool = False,
+    driver: str = "local",
+    workers: int = 1,
+    gpus_per_worker: float = 0.0,
+    address: str | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "auto",
+    calibration_tokens: int = 8192,
+    search_tokens: int = 4096,
+    report_tokens: int = 8192,
+    sequence_length: int = 256,
+    trial_timeout: float | None = None,
+    device_profile: str = "cpu-2core-avx512",
+    trust_remote_code: bool = False,
+    progress: bool = False,
+) -> Run:
+    """Search compressed versions of a model; the Python twin of ``autocompress search``.
+
+    Args:
+        model: directory, hub id or ``package:NAME/FOLDER``.
+        space: name of a shipped search space, or path of a YAML file.
+        data: file, `datasets` directory, hub name or built-in; ``auto`` for the task's default.
+        task: name of a task; ``auto`` reads it from the model's config.
+        sampler: ``random``, ``tpe`` or ``nsga2``.
+        budget: one limit or several, e.g. ``["40 trials", "10m"]``; the first one reached ends it.
+        out: run directory; by default a new one under ``results/``.
+        resume: go on with the search in `out`.
+        driver: ``local`` or ``ray``.
+        workers: trials at the same time (Ray).
+        gpus_per_worker: GPUs per Ray worker; may be a fraction.
+        address: Ray cluster to join.
+        seed: of the splits and the sampler.
+        device: torch device.
+        dtype: of search-time forwards; ``auto`` measures.
+        calibration_tokens: tokens for layer statistics.
+        search_tokens: tokens of every trial.
+        report_tokens: held-out tokens of the front.
+        sequence_length: tokens per sequence.
+        trial_timeout: seconds after which a trial is given up (Ray).
+        device_profile: named device of the analytic latency.
+        trust_remote_code: let code of the model repository run.
+        progress: draw progress bars on stderr.
+
+    Raises:
+        UsageError: an argument is wrong; its subclasses say which kind (model, data, space).
+        RunDirectoryError: `out` is not empty, cannot be written, or is damaged.
+        TrialError: every trial failed.
+    """
+    settings = SearchSettings(
+        model=model, task=task, data=data, space=space, sampler=sampler,
+        budget=(budget,) if isinstance(budget, str) else tuple(budget), driver=driver,
+        workers=workers, gpus_per_worker=gpus_per_worker, address=address, seed=seed,
+        device=device, dtype=dtype, calibration_tokens=calibration_tokens,
+        search_tokens=search_tokens, report_tokens=report_tokens,
+        sequence_length=sequence_length, trial_timeout_seconds=trial_timeout,
+        device_profile=device_profile, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    return run_search(settings, None if out is None else Path(out), resume, show_progress=progress)
+
+
+def run_search(
+    settings: SearchSettings, out: Path | None, resume: bool, *, show_progress: bool
+) -> Run:
+    """Run or resume a search; see `search` for arguments and errors."""
+    budget = Budget.parse(settings.budget)
+    sampler_class = SAMPLERS[settings.sampler]
+    directory = _run_directory(settings, out, resume)
+    old = StudyRecord.read(directory) if resume else None
+    if old is not None:
+        require_same_study(old.settings, settings)
+    with StudyProgress(enabled=show_progress) as shown:
+        session = open_session(settings, directory / "cache", shown.step)
+        space = session.space
+        record = _record(session, old)
+        _create(directory, record)
+        with (
+            Journal(directory / JOURNAL) as journal,
+            Mirror(directory / MIRROR, space, journal.read()) as mirror,
+        ):
+            context = _search_context(session, record)
+            sampler = sampler_class(space, seed=settings.seed)
+            with closing(_driver(settings, context)) as driver:
+                study = Study(
+                    space, sampler, driver, journal, budget, mirror=mirror, progress=shown.trial
+                )
+                results = study.run()
+                spent = study.spent
+        if study.interrupted:
+            shown.step(INTERRUPTED)
+        return _publish(session, record, results, spent, directory)
+
+
+def _publish(
+    session: Session, record: StudyRecord, results: Sequence[TrialResult], spent: Spent, to: Path
+) -> Run:
+    requests = shortlist(results)
+    session.progress(f"Measuring {len(requests)} models on report tokens")
+    context = _report_context(session, record)
+    with closing(_report_driver(session.settings, context)) as driver:
+        measured = measure_on_report_tokens(requests, driver, to)
+    document = front_document(session, record, measured, spent)
+    document.write(to)
+    write_provenance(to, _facts(session, record))
+    write_report(to)
+    return Run(to, document)
+
+
+def _facts(session: Session, record: StudyRecord) -> dict[str, Any]:
+    """What provenance says besides versions and machine."""
+    splits = session.splits
+    return {
+        "settings": session.settings.to_json(),
+        "resolved": dict(record.resolved),
+        "splits": {s.name: s.digest for s in (splits.calibration, splits.search, splits.report)},
+    }
+
+
+def _record(session: Session, old: StudyRecord | None) -> StudyRecord:
+    """What `study.yaml` holds; on a resume, what the first run resolved stays in force."""
+    facts: dict[str, Any] = {
+        "model_digest": session.base.digest,
+        "splits_digest": session.splits.digest,
+        "space_digest": session.space.digest,
+    }
+    if old is None:
+        plan = session.plan()
+        report = {"dtype": session.report_dtype(plan), "batch_size": plan.batch_size}
+        resolved = {**facts, "forward": plan.to_json(), "report": report}
+        return StudyRecord(session.settings, resolved)
+    for name, value in facts.items():
+        if old.resolved[name] != value:
+            raise UsageError(
+                f"A resumed search needs the model, data and space of its first run, but the "
+                f"{name.replace('_', ' ')} was {old.resolved[name][:12]} and is {value[:12]}. "
+                "Next step: restore them, or search into a new --out directory."
+            )
+    return StudyRecord(session.settings, old.resolved)
+
+
+def _search_context(session: Session, record: StudyRecord) -> TrialContext:
+    plan = ForwardPlan.from_json(record.resolved["forward"])
+    threads = max(1, (os.cpu_count() or 1) // session.settings.workers)
+    return _context(session, session.splits.search, plan, plan.dtype, threads)
+
+
+def _report_context(session: Session, record: StudyRecord) -> TrialContext:
+    plan = ForwardPlan.from_json(record.resolved["forward"])
+    dtype = record.resolved["report"]["dtype"]
+    return _context(session, session.splits.report, plan, dtype, os.cpu_count() or 1)
+
+
+def _context(
+    session: Session, split: Split, plan: ForwardPlan, dtype: str, threads: int
+) -> TrialContext:
+    """What trials on `split` share, the base model's outputs on it among them."""
+    module = session.compute_module(dtype)
+    noisy = dtype == plan.dtype  # the plan knows the noise of its own dtype
+    return TrialContext(
+        module=module,
+        layout=session.base.layout,
+        bank=session.bank(plan.dtype),
+        task=session.task,
+        split=split,
+        reference=session.reference(module, split, plan.batch_size),
+        cost=session.cost,
+        batch_size=plan.batch_size,
+        noise=plan.noise if noisy else 0.0,
+        retained_noise=plan.retained_noise if noisy else 0.0,
+        threads=threads,
+    )
+
+
+def _driver(settings: SearchSettings, context: TrialContext) -> Driver:
+    if settings.driver == "local":
+        return LocalDriver(context)
+    from autocompress.drivers.ray import RayDriver  # slow to import
+
+    return RayDriver(
+        context,
+        workers=settings.workers,
+        gpus_per_worker=settings.gpus_per_worker,
+        address=settings.address,
+        trial_timeout_seconds=settings.trial_timeout_seconds,
+    )
+
+
+def _report_driver(settings: SearchSettings, context: TrialContext) -> Driver:
+    """On CPUs this process with all its cores: starting workers again would cost more."""
+    return LocalDriver(context) if settings.device == "cpu" else _driver(settings, context)
+
+
+def _run_directory(settings: SearchSettings, out: Path | None, resume: bool) -> Path:
+    """The directory to write, checked but not yet created."""
+    if out is None:
+        if resume:
+            raise UsageError("--resume needs --out: the run directory to go on with.")
+        return _fresh_directory(settings)
+    if out.exists() and not out.is_dir():
+        raise RunDirectoryError(f"--out must be a directory, but {out} is a file.")
+    occupied = out.is_dir() and any(out.iterdir())
+    if resume and not (out / STUDY_FILE).is_file():
+        raise RunDirectoryError(
+            f"--resume goes on with an earlier search, but {out} holds no {STUDY_FILE}. Next "
+            "step: leave --resume away to start one."
+        )
+    if occupied and not resume:
+        raise RunDirectoryError(
+            f"--out must be a new or empty directory, but {out} is not empty; nothing in it was "
+            "touched. Next step: add --resume to go on with it, or name another directory."
+        )
+    return out
+
+
+def _fresh_directory(settings: SearchSettings) -> Path:
+    name = re.sub(r"[^A-Za-z0-9]+", "-", Path(settings.model).name).strip("-").lower()
+    space = Path(settings.space).stem
+    for number in range(1, 10_000):
+        path = Path("results") / (f"{name}-{space}" + (f"-{number}" if number > 1 else ""))
+        if not path.exists():
+            return path
+    raise RunDirectoryError("results/ is full of runs of this name. Next step: give --out.")
+
+
+def _create(directory: Path, record: StudyRecord) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        record.write(directory)
+    except OSError as error:
+        raise RunDirectoryError(
+            f"The run directory {directory} cannot be written ({error.strerror or error}). Next "
+            "step: free some space, or name another --out directory."
+        ) from error

@@ -1,0 +1,238 @@
+"""The one place that assembles model, data, space, bank and costs for a study.
+
+A session is what search, export, evaluation and verification have in common: the base model, the
+task, the three splits of tokens and the layer bank, all derived from the settings alone, so that
+every verb that opens the same settings sees the same model and the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from autocompress.bank import Bank
+from autocompress.core import Allocation, LayerSpec, digest
+from autocompress.core.errors import DataError
+from autocompress.cost import PROFILES, CostModel
+from autocompress.evaluate import (
+    TASKS,
+    ForwardPlan,
+    Reference,
+    Split,
+    Splits,
+    Task,
+    detect_task,
+    load_corpus,
+    make_splits,
+    plan_forward,
+)
+from autocompress.methods import CompressedWeight, LayerStatistics, Needs, needs
+from autocompress.models import StatisticsStore, collect_statistics, weight_matrix
+from autocompress.models.loading import (
+    BaseModel,
+    load_base_model,
+    load_config,
+    load_processor,
+)
+from autocompress.spaces import SearchSpace, load_space
+from autocompress.workflows.settings import SearchSettings, resolve_model
+
+Progress = Callable[[str], None]
+"""Called with one short line when a long step starts."""
+
+
+CALIBRATION_BATCH = 8
+EXACT_DTYPE = "float32"
+
+
+def quiet(_: str) -> None:
+    """A `Progress` that says nothing."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A base model with its task, tokens and space.
+
+    Attributes:
+        settings: with task and data resolved.
+        base: the base model in its checkpoint's dtype.
+        task: what is evaluated.
+        splits: calibration, search and report tokens.
+        cache: directory for layer statistics and the bank.
+        progress: told when a long step starts.
+    """
+
+    settings: SearchSettings
+    base: BaseModel
+    task: Task
+    splits: Splits
+    cache: Path
+    progress: Progress
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space, resolved against this model."""
+        return load_space(self.settings.space, self.base.layout.layers)
+
+    @cached_property
+    def cost(self) -> CostModel:
+        """Analytic costs on the named device."""
+        layout = self.base.layout
+        return CostModel(
+            layers=layout.layers,
+            other_bytes=layout.other_bytes,
+            other_macs_per_token=layout.other_macs_per_token,
+            profile=PROFILES[self.settings.device_profile],
+            tokens_per_pass=self.task.tokens_per_pass(self.splits.report),
+            searched_layers=self.space.searched_layers,
+        )
+
+    @cached_property
+    def weights(self) -> Mapping[str, Tensor]:
+        """Weight matrices (o, d) of the checkpoint, by layer name; views, never copies."""
+        module = self.base.module
+        return {layer.name: weight_matrix(module, layer) for layer in self.base.layout.layers}
+
+    def compute_module(self, dtype: str) -> nn.Module:
+        """The base model in `dtype`: the resident one if that is the checkpoint's, else loaded."""
+        if dtype == self.checkpoint_dtype:
+            return self.base.module
+        return self._load(dtype)
+
+    @property
+    def checkpoint_dtype(self) -> str:
+        """The dtype that the checkpoint is stored and deployed in."""
+        return str(next(self.base.module.parameters()).dtype).removeprefix("torch.")
+
+    def _load(self, dtype: str) -> nn.Module:
+        settings = self.settings
+        return load_base_model(
+            self.base.source,
+            self.task.auto_class,
+            dtype=dtype,
+            device=settings.device,
+            trust_remote_code=settings.trust_remote_code,
+        ).module
+
+    def plan(self) -> ForwardPlan:
+        """How search-time forwards run here: measured, or as `--dtype` says."""
+        self.progress("Measuring which dtype is fastest for forwards on this machine")
+        wanted = self.settings.dtype
+        dtypes = ("float32", "bfloat16") if wanted == "auto" else ("float32", wanted)
+        return plan_forward(
+            self.compute_module,
+            self.task,
+            self.splits.search,
+            dtypes=tuple(dict.fromkeys(dtypes)),
+            required=None if wanted == "auto" else wanted,
+        )
+
+    def report_dtype(self, plan: ForwardPlan) -> str:
+        """The dtype that the front is published in.
+
+        The checkpoint's own, as it is deployed; float32 where the search found that fastest (a
+        machine without fast 16-bit products), since it holds every 16-bit weight exactly.
+        """
+        return EXACT_DTYPE if plan.dtype == EXACT_DTYPE else self.checkpoint_dtype
+
+    def bank(self, statistics_dtype: str) -> Bank:
+        """The layer bank.
+
+        Args:
+            statistics_dtype: dtype of the forwards that layer statistics come from; they are
+                collected now if the cache lacks them.
+        """
+        return Bank(
+            root=self.cache / "bank",
+            layout=self.base.layout,
+            weights=self.weights,
+            statistics=self._statistics(statistics_dtype),
+        )
+
+    def _statistics(self, dtype: str) -> Callable[[LayerSpec], LayerStatistics]:
+        layers = {name for name, want in _layer_needs(self.space).items() if want > Needs.NONE}
+        if not layers:
+            return _no_statistics
+        split = self.splits.calibration
+        key = digest(["statistics", 1, self.base.digest, split.digest, dtype])
+        store = StatisticsStore(self.cache / "statistics" / key)
+        inputs = {self.base.layout.layer(name).input_name for name in layers} - {None}
+        if any(name not in store for name in inputs):
+            self.progress(f"Collecting layer statistics on {split.n_tokens:,} calibration tokens")
+            batches = self.task.batches(split, CALIBRATION_BATCH)
+            module = self.compute_module(dtype)
+            collect_statistics(module, self.base.layout, batches, store, layers=layers)
+        return store.get
+
+    def reference(self, module: nn.Module, split: Split, batch_size: int) -> Reference:
+        """Outputs of the base model on `split`."""
+        self.progress(f"Evaluating the base model on {split.n_tokens:,} {split.name} tokens")
+        return self.task.reference(module, split, batch_size=batch_size)
+
+
+def _layer_needs(space: SearchSpace) -> dict[str, Needs]:
+    """The statistics that the most demanding option of each layer wants."""
+    wanted: dict[str, Needs] = {}
+    for choice in space.choices:
+        for option in choice.options:
+            for name, scheme in zip(choice.layers, option.schemes, strict=True):
+                wanted[name] = max(wanted.get(name, Needs.NONE), needs(scheme))
+    return wanted
+
+
+def compressed_weights(bank: Bank, allocation: Allocation) -> dict[str, CompressedWeight]:
+    """Packed tensors of every compressed layer of an allocation."""
+    return {name: bank.packed(name, scheme) for name, scheme in allocation.items()}
+
+
+def open_session(settings: SearchSettings, cache: Path, progress: Progress = quiet) -> Session:
+    """Load model and data and cut the tokens into three disjoint splits.
+
+    Raises:
+        ModelError: the model cannot be loaded or does not fit the task.
+        DataError: the data cannot be read, or is too short for the splits.
+        UnknownNameError: no such task or device profile.
+    """
+    source = resolve_model(settings.model)
+    trust = settings.trust_remote_code
+    config = load_config(source, trust_remote_code=trust)
+    task_name = detect_task(config, source) if settings.task == "auto" else settings.task
+    task = TASKS[task_name]
+    _ = PROFILES[settings.device_profile]
+    data = task.default_data if settings.data == "auto" else settings.data
+    if data is None:
+        raise DataError(
+            f"The task {task_name} needs {task.corpus_kind} and has no default data. Next step: "
+            "give --data with a JSON Lines, CSV or Parquet file, or a `datasets` directory."
+        )
+    progress(f"Reading {data} for {task_name}")
+    corpus = load_corpus(data, kind=task.corpus_kind)
+    progress(f"Loading {settings.model}")
+    base = load_base_model(
+        source, task.auto_class, dtype="auto", device=settings.device, trust_remote_code=trust
+    )
+    processor = load_processor(source, trust_remote_code=trust)
+    examples = task.encode(
+        corpus,
+        processor,
+        sequence_length=settings.sequence_length,
+        seed=settings.seed,
+        config=config,
+    )
+    splits = make_splits(
+        examples,
+        calibration_tokens=settings.calibration_tokens,
+        search_tokens=settings.search_tokens,
+        report_tokens=settings.report_tokens,
+        seed=settings.seed,
+    )
+    resolved = settings.with_resolved(task=task_name, data=data)
+    return Session(resolved, base, task, splits, cache, progress)
+
+
+def _no_statistics(_: LayerSpec) -> LayerStatistics:
+    return LayerStatistics.none()

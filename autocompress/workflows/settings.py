@@ -1,0 +1,203 @@
+"""Everything that one search was asked to do, as a value that `study.yaml` keeps."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autocompress.core.errors import (
+    ModelError,
+    RunDirectoryError,
+    UsageError,
+    nearest,
+)
+
+STUDY_FILE = "study.yaml"
+_PACKAGE = "package:"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSettings:
+    """The arguments of a search.
+
+    Attributes:
+        model: a directory, a hub id, or ``package:NAME/SUBFOLDER`` for a model that an installed
+            Python package carries.
+        task: name of a task, or ``auto`` to read it from the model's config.
+        data: a file, a `datasets` directory or hub name, or a built-in (``python-docs``,
+            ``digits``); ``auto`` takes the task's own default.
+        space: name of a shipped search space or path of a YAML file.
+        sampler: ``random``, ``tpe`` or ``nsga2``.
+        budget: limits, each like ``200 trials``, ``30m`` or ``2e6 tokens``; the first one reached
+            ends the search.
+        driver: ``local`` or ``ray``.
+        workers: trials that run at the same time (Ray only).
+        gpus_per_worker: GPUs, or a fraction of one, that each Ray worker reserves.
+        address: a Ray cluster to join (``auto``); None starts Ray on this machine.
+        seed: of the splits and the sampler.
+        device: torch device of the forwards.
+        dtype: dtype of the search-time forwards; ``auto`` measures which one is fastest here.
+        calibration_tokens: tokens for layer statistics.
+        search_tokens: tokens that every trial is measured on.
+        report_tokens: held-out tokens that the published front is measured on.
+        sequence_length: tokens per sequence.
+        trial_timeout_seconds: a trial that runs longer is given up; None for no limit.
+        device_profile: named device of the analytic latency.
+        trust_remote_code: allow code from the model repository to run.
+    """
+
+    model: str
+    task: str = "auto"
+    data: str = "auto"
+    space: str = "joint"
+    sampler: str = "nsga2"
+    budget: tuple[str, ...] = ("100 trials",)
+    driver: str = "local"
+    workers: int = 1
+    gpus_per_worker: float = 0.0
+    address: str | None = None
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "auto"
+    calibration_tokens: int = 8192
+    search_tokens: int = 4096
+    report_tokens: int = 8192
+    sequence_length: int = 256
+    trial_timeout_seconds: float | None = None
+    device_profile: str = "cpu-2core-avx512"
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "calibration_tokens", "search_tokens", "report_tokens"):
+            _require_at_least(name, getattr(self, name), 1)
+        _require_at_least("sequence_length", self.sequence_length, 8)
+        _require_at_least("gpus_per_worker", self.gpus_per_worker, 0)
+        _require_one_of("driver", self.driver, ("local", "ray"))
+        _require_one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        if self.driver == "local" and (self.workers > 1 or self.address or self.gpus_per_worker):
+            raise UsageError(
+                "The local driver runs one trial at a time in this process, but workers, an "
+                "address or GPUs per worker were given. Next step: add --driver ray."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back to an equal value."""
+        return {**asdict(self), "budget": list(self.budget)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SearchSettings:
+        """The inverse of `to_json`; raises `UsageError` for an unknown key."""
+        known = {f.name for f in fields(cls)}
+        for name in data:
+            if name not in known:
+                raise UsageError(f"Unknown setting {name!r}. {nearest(name, known)}")
+        return cls(**{**data, "budget": tuple(data["budget"])})
+
+    def with_resolved(self, *, task: str, data: str) -> SearchSettings:
+        """The same settings with `auto` replaced by what it stood for."""
+        return replace(self, task=task, data=data)
+
+
+# A resumed search may run longer, elsewhere or with more workers, and is still the same study.
+_MAY_CHANGE_ON_RESUME = frozenset(
+    {"budget", "driver", "workers", "gpus_per_worker", "address", "trial_timeout_seconds"}
+)
+
+
+def require_same_study(old: SearchSettings, new: SearchSettings) -> None:
+    """Refuse to resume a study under settings that would make its trials incomparable.
+
+    Raises:
+        UsageError: naming each setting that differs.
+    """
+    differing = [
+        f"{f.name} (was {getattr(old, f.name)!r}, now {getattr(new, f.name)!r})"
+        for f in fields(SearchSettings)
+        if f.name not in _MAY_CHANGE_ON_RESUME
+        and getattr(old, f.name) != getattr(new, f.name)
+        and getattr(new, f.name) != "auto"
+    ]
+    if differing:
+        raise UsageError(
+            "A resumed search keeps its settings (only the budget, driver and workers may "
+            f"change), but these differ: {'; '.join(differing)}. Next step: give the old values, "
+            "or search into a new --out directory."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRecord:
+    """What `study.yaml` holds: the settings and what they resolved to on the first run."""
+
+    settings: SearchSettings
+    resolved: Mapping[str, Any]
+
+    def write(self, directory: Path) -> None:
+        """Write `study.yaml` by atomic rename."""
+        text = yaml.safe_dump(
+            {"settings": self.settings.to_json(), "resolved": dict(self.resolved)},
+            sort_keys=False,
+        )
+        temporary = directory / f".{STUDY_FILE}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(directory / STUDY_FILE)
+
+    @classmethod
+    def read(cls, directory: Path) -> StudyRecord:
+        """Read `study.yaml`.
+
+        Raises:
+            RunDirectoryError: there is none, or it is damaged.
+        """
+        path = directory / STUDY_FILE
+        if not path.is_file():
+            raise RunDirectoryError(
+                f"A run directory holds {STUDY_FILE}, but {directory} does not. Next step: give "
+                "the --out directory of an earlier `autocompress search`."
+            )
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return cls(SearchSettings.from_json(data["settings"]), data["resolved"])
+        except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise RunDirectoryError(
+                f"{path} is damaged ({type(error).__name__}: {error}). Next step: restore it from "
+                "a backup, or search into a new --out directory."
+            ) from error
+
+
+def resolve_model(source: str) -> str:
+    """The directory that ``package:NAME/SUBFOLDER`` stands for; other sources are left alone.
+
+    Raises:
+        ModelError: the package or the folder in it does not exist.
+    """
+    if not source.startswith(_PACKAGE):
+        return source
+    name, _, subfolder = source.removeprefix(_PACKAGE).partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(
+            f"{source!r} names the Python package {name!r}, which is not installed here. Next "
+            f"step: pip install {name.replace('_', '-')}."
+        )
+    folder = Path(next(iter(spec.submodule_search_locations))) / subfolder
+    if not folder.is_dir():
+        inside = (p.name for p in folder.parent.iterdir() if p.is_dir())
+        raise ModelError(f"{source!r}: no folder {folder}. {nearest(folder.name, inside)}")
+    return str(folder)
+
+
+def _require_at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        option = name.replace("_", "-")
+        raise UsageError(f"--{option} must be at least {least}, but got {value}.")
+
+
+def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"Unknown --{name} {value!r}. {nearest(value, known)}")

@@ -1,0 +1,132 @@
+"""What ask, tell, the journal and the Optuna mirror cost per trial.
+
+Usage: python benchmarks/sampler_overhead.py [--choices N] [--trials N]
+       [--out results/sampler_overhead.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from autocompress.core import (
+    Measurement,
+    Metrics,
+    Quality,
+    Resource,
+    Scheme,
+    TrialRequest,
+    TrialResult,
+    TrialStatus,
+)
+from autocompress.search.journal import Journal
+from autocompress.search.mirror import Mirror
+from autocompress.search.samplers import SAMPLERS
+from autocompress.spaces.space import Choice, Option, SearchSpace
+
+N_OPTIONS = 5
+T = TypeVar("T")
+
+
+def make_space(n_choices: int) -> SearchSpace:
+    """One layer per choice, five options each."""
+    schemes = [Scheme.parse(f"gptq(bits={b},group_size=64)") for b in (2, 3, 4, 6, 8)]
+    options = tuple(Option(str(s), (s,)) for s in schemes)
+    names = [f"model.layers.{i}.self_attn.q_proj" for i in range(n_choices)]
+    return SearchSpace("benchmark", "", tuple(Choice(n, (n,), options) for n in names))
+
+
+def measured(request: TrialRequest, space: SearchSpace) -> TrialResult:
+    """A made-up result that samplers can learn from."""
+    levels = list(space.encode(request.allocation).values())
+    damage = sum((N_OPTIONS - v) ** 2 * (1 + i % 7) for i, v in enumerate(levels)) / 1000
+    quality = Quality(1 - damage, 0.01, Measurement(damage, 0.01), {}, 1000)
+    size = Resource(float(sum(levels)), "bytes", "analytic")
+    metrics = Metrics(quality, {"storage_bytes": size})
+    return TrialResult(request, TrialStatus.COMPLETE, metrics, 1.0, 1000)
+
+
+class Stopwatch:
+    """Milliseconds of each call, by name."""
+
+    def __init__(self) -> None:
+        self.ms: dict[str, list[float]] = {}
+
+    def run(self, name: str, call: Callable[[], T]) -> T:
+        """Call and record."""
+        started = time.perf_counter()
+        value = call()
+        self.ms.setdefault(name, []).append(1e3 * (time.perf_counter() - started))
+        return value
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Medians over all calls and over the last fifty."""
+        return {
+            name: {
+                "median_ms": round(statistics.median(values), 3),
+                "last_50_median_ms": round(statistics.median(values[-50:]), 3),
+            }
+            for name, values in self.ms.items()
+        }
+
+
+def measure(name: str, space: SearchSpace, n_trials: int, directory: Path) -> dict[str, object]:
+    """Ask, tell, journal and mirror of one sampler."""
+    watch = Stopwatch()
+    sampler = SAMPLERS[name](space, seed=0)
+    mirror = Mirror(directory / f"{name}.log", space)
+    with Journal(directory / f"{name}.jsonl") as journal:
+        for number in range(n_trials):
+            allocation = watch.run("ask", lambda n=number: sampler.ask(n))
+            result = measured(TrialRequest(number, allocation, "benchmark"), space)
+            watch.run("journal", lambda r=result: journal.append(r))
+            watch.run("tell", lambda r=result: sampler.tell(r))
+            watch.run("mirror_add", lambda r=result: mirror.add(r))
+    started = time.perf_counter()
+    mirror.close()
+    behind = time.perf_counter() - started
+    resumed = SAMPLERS[name](space, seed=0)
+    with Journal(directory / f"{name}.jsonl") as journal:
+        started = time.perf_counter()
+        for result in journal.read():
+            resumed.tell(result)
+    return {
+        **watch.summary(),
+        "mirror_behind_at_end_s": round(behind, 3),
+        "mirror_bytes_per_trial": (directory / f"{name}.log").stat().st_size // n_trials,
+        "journal_bytes_per_trial": (directory / f"{name}.jsonl").stat().st_size // n_trials,
+        "replay_s": round(time.perf_counter() - started, 3),
+    }
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--choices", type=int, default=100)
+    parser.add_argument("--trials", type=int, default=300)
+    parser.add_argument("--out", type=Path, default=Path("results/sampler_overhead.json"))
+    arguments = parser.parse_args()
+    space = make_space(arguments.choices)
+    with tempfile.TemporaryDirectory() as folder:
+        result = {
+            "machine": {"cores": os.cpu_count(), "platform": platform.platform()},
+            "choices": arguments.choices,
+            "trials": arguments.trials,
+            "samplers": {
+                name: measure(name, space, arguments.trials, Path(folder)) for name in SAMPLERS
+            },
+        }
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""From model to exported, reloaded front member, through the command line, for each family."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import pytest
+
+from autocompress.fronts.document import front_schema
+
+from .conftest import SMALL
+
+FAMILIES = {
+    "llama": "AutoModelForCausalLM",
+    "gpt2": "AutoModelForCausalLM",
+    "gemma3": "AutoModelForCausalLM",
+    "bert": "AutoModelForMaskedLM",
+    "bert-encoder": "AutoModel",
+    "bart": "AutoModelForSeq2SeqLM",
+    "t5": "AutoModelForSeq2SeqLM",
+    "vit": "AutoModelForImageClassification",
+}
+QUICK = ("llama",)
+
+
+def _rows() -> list:
+    return [
+        pytest.param(f, a, id=f, marks=() if f in QUICK else pytest.mark.slow)
+        for f, a in FAMILIES.items()
+    ]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("family", "auto_class"), _rows())
+def test_a_member_of_the_front_reloads_with_the_bytes_and_the_quality_it_claims(
+    family, auto_class, trained, cli, tmp_path
+):
+    model, out = trained(family), tmp_path / "run"
+    searched = cli(
+        "search", model, "--space", "joint", "--sampler", "random", "--budget", "14 trials",
+        "--out", out, *SMALL,
+    )  # fmt: skip
+    assert searched.status == 0, searched.err
+    document = json.loads((out / "front.json").read_text())
+    jsonschema.validate(document, front_schema())
+    assert {b["name"] for b in document["baselines"]} >= {"uniform-8bit", "uniform-4bit"}
+    assert len((out / "trials.jsonl").read_text().splitlines()) == 14
+    assert "<html" in (out / "report.html").read_text()
+
+    member = document["members"][0]["id"]
+    exported = tmp_path / "exported"
+    written = cli("export", out, member[:12], "--out", exported)
+    assert written.status == 0, written.err
+    manifest = json.loads((exported / "autocompress.json").read_text())
+    assert manifest["verification"]["passed"]
+    assert manifest["storage_bytes"] == document["members"][0]["storage_bytes"]
+
+    import transformers
+
+    import autocompress as ac
+
+    ours = ac.load(exported)
+    stock = getattr(transformers, auto_class).from_pretrained(exported)
+    assert type(ours) is type(stock)
+    assert ours.state_dict().keys() == stock.state_dict().keys()

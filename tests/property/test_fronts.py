@@ -1,0 +1,162 @@
+"""Laws of fronts, with ties and NaN among the points; naive references beside the fast code."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autocompress.fronts import Front, hypervolume, knee_index, non_dominated, parse_bytes
+
+# A busy machine is no reason to fail.
+laws = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+# Few distinct values, so that ties and duplicates are the rule.
+coordinates = st.sampled_from([-1.0, -0.0, 0.0, 0.5, 1.0, 2.0, 3.0, math.inf, math.nan])
+one_to_four = st.integers(1, 4)
+small = st.integers(0, 6).map(float)
+
+
+def point_sets(values, dimensions=one_to_four, most=12):
+    return dimensions.flatmap(
+        lambda m: st.lists(st.tuples(*[values] * m), min_size=1, max_size=most)
+    )
+
+
+def naive_non_dominated(points):
+    def dominates(a, b):
+        return all(x <= y for x, y in zip(a, b, strict=True)) and any(
+            x < y for x, y in zip(a, b, strict=True)
+        )
+
+    valid = [not any(map(math.isnan, p)) for p in points]
+    return [
+        ok and not any(v and dominates(q, p) for q, v in zip(points, valid, strict=True))
+        for p, ok in zip(points, valid, strict=True)
+    ]
+
+
+def grid_hypervolume(points, reference):
+    """Counts unit cells: exact for points and a reference with integer coordinates."""
+    cells = itertools.product(*(range(int(r)) for r in reference))
+    return sum(
+        any(all(x <= c for x, c in zip(point, cell, strict=True)) for point in points)
+        for cell in cells
+    )
+
+
+@laws
+@given(point_sets(coordinates))
+def test_the_front_is_what_the_definition_says(points):
+    assert non_dominated(points).tolist() == naive_non_dominated(points)
+
+
+@laws
+@given(point_sets(coordinates), st.randoms(use_true_random=False))
+def test_the_front_does_not_depend_on_the_order_of_the_points(points, random):
+    order = list(range(len(points)))
+    random.shuffle(order)
+    mask = non_dominated(points)
+    shuffled = non_dominated([points[i] for i in order])
+    assert shuffled.tolist() == [bool(mask[i]) for i in order]
+
+
+@laws
+@given(point_sets(coordinates))
+def test_ties_are_kept_or_left_out_together(points):
+    mask = non_dominated([*points, *points])
+    assert mask[: len(points)].tolist() == mask[len(points) :].tolist()
+
+
+@laws
+@given(point_sets(coordinates))
+def test_a_nan_is_never_kept_and_dominates_nothing(points):
+    dimensions = len(points[0])
+    poisoned = [*points, (math.nan,) * dimensions, (-5.0,) * (dimensions - 1) + (math.nan,)]
+    mask = non_dominated(poisoned)
+    assert not mask[-2:].any()
+    assert mask[:-2].tolist() == non_dominated(points).tolist()
+
+
+@laws
+@given(point_sets(coordinates))
+def test_every_point_left_out_is_beaten_by_a_point_kept(points):
+    array = np.array(points)
+    mask = non_dominated(array)
+    for point in array[~mask & ~np.isnan(array).any(axis=1)]:
+        assert ((array[mask] <= point).all(axis=1) & (array[mask] < point).any(axis=1)).any()
+
+
+@laws
+@given(point_sets(small, st.integers(1, 3), most=6))
+def test_the_hypervolume_is_the_number_of_unit_cells_covered(points):
+    reference = (5.0,) * len(points[0])
+    assert hypervolume(points, reference) == pytest.approx(grid_hypervolume(points, reference))
+
+
+@laws
+@given(point_sets(small, st.integers(2, 3)), st.data())
+def test_another_point_never_shrinks_the_hypervolume(points, data):
+    reference = (5.0,) * len(points[0])
+    extra = data.draw(st.tuples(*[small] * len(points[0])))
+    grown = hypervolume([*points, extra], reference)
+    assert grown >= hypervolume(points, reference) - 1e-9
+
+
+@laws
+@given(point_sets(coordinates, st.integers(2, 3)))
+def test_the_hypervolume_is_that_of_the_front_alone(points):
+    reference = (2.5,) * len(points[0])
+    front = Front.of(points, key=lambda p: p)
+    assert hypervolume(points, reference) == pytest.approx(front.hypervolume(reference))
+
+
+@laws
+@given(point_sets(coordinates, st.integers(2, 3)), st.randoms(use_true_random=False))
+def test_a_front_is_sorted_and_does_not_depend_on_the_order_of_candidates(points, random):
+    shuffled = list(points)
+    random.shuffle(shuffled)
+    front = Front.of(points, key=lambda p: p)
+    assert front.points == Front.of(shuffled, key=lambda p: p).points
+    assert list(front.points) == sorted(front.points)
+    assert len(front) == len(front.members) == int(non_dominated(points).sum())
+
+
+fronts = st.lists(st.tuples(st.integers(1, 10**9), st.floats(0, 1.1)), min_size=1, max_size=12)
+
+
+@laws
+@given(fronts, st.randoms(use_true_random=False))
+def test_the_knee_does_not_depend_on_the_order_of_the_points(points, random):
+    shuffled = list(points)
+    random.shuffle(shuffled)
+    first = points[knee_index(*zip(*points, strict=True))]
+    assert shuffled[knee_index(*zip(*shuffled, strict=True))] == first
+
+
+@laws
+@given(fronts, st.sampled_from([2.0, 1024.0, 0.125]))
+def test_the_knee_does_not_depend_on_the_unit_of_size(points, factor):
+    sizes, quality = zip(*points, strict=True)
+    # Sizes that are exact powers keep the logarithm's rounding out of it.
+    powers = [2.0 ** (size % 24) for size in sizes]
+    scaled = [power * factor for power in powers]
+    assert knee_index(scaled, quality) == knee_index(powers, quality)
+
+
+@laws
+@given(st.integers(1, 10**15))
+def test_a_number_of_bytes_reads_as_itself(size):
+    assert parse_bytes(size) == parse_bytes(str(size)) == parse_bytes(f" {size} B ") == size
+
+
+@laws
+@given(st.integers(1, 10**6), st.sampled_from(["kB", "MB", "GB", "TB"]))
+def test_decimal_units_are_powers_of_1000_and_binary_ones_of_1024(number, unit):
+    power = "kMGT".index(unit[0]) + 1
+    assert parse_bytes(f"{number}{unit}") == number * 1000**power
+    assert parse_bytes(f"{number} {unit[0].upper()}iB") == number * 1024**power

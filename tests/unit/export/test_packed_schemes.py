@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from autocompress.core.errors import CheckpointError, ModelError, RunDirectoryError
+from autocompress.export import load, write_packed
+from autocompress.export.tensor_file import read_header, stored_bytes
+from autocompress.methods import METHODS, footprint
+from autocompress.models import BaseModel
+
+from .conftest import SCHEMES, compress_all, expected_outputs, outputs
+
+WIDTHS = tuple(f"rtn(bits={bits},group_size=32)" for bits in range(2, 9))
+OTHERS = ("gptq(bits=4,group_size=32)", "svd_llm(rank=8)+gptq(bits=4)", "wanda(sparsity=0.5)")
+
+
+@pytest.mark.parametrize("scheme", sorted({*SCHEMES, *WIDTHS, *OTHERS}))
+def test_each_scheme_round_trips_on_every_layer_with_the_bytes_of_its_footprint(
+    scheme: str, base: BaseModel, tmp_path: Path
+) -> None:
+    weights = compress_all(base, (scheme,))
+    claimed = base.layout.other_bytes + sum(
+        footprint(base.layout.layer(name), weight.scheme).storage_bytes
+        for name, weight in weights.items()
+    )
+    write_packed(base, weights, tmp_path / "out", claim={"storage_bytes": claimed})
+    assert stored_bytes(tmp_path / "out") == claimed
+    got = outputs(load(tmp_path / "out"), "qwen2")
+    # Looked-up rows of a factorized embedding are multiplied alone, hence the rounding.
+    torch.testing.assert_close(got, expected_outputs(base, weights, "qwen2"), rtol=1e-5, atol=1e-5)
+
+
+def test_every_registered_method_is_among_the_schemes_tested_here() -> None:
+    tested = " ".join((*SCHEMES, *WIDTHS, *OTHERS))
+    assert all(f"{name}(" in tested for name in METHODS)
+
+
+def test_a_four_bit_layer_takes_four_bits_per_weight(base: BaseModel, tmp_path: Path) -> None:
+    weights = compress_all(base, ("rtn(bits=4,group_size=32)",))
+    write_packed(base, weights, tmp_path / "out", claim={})
+    entries = read_header(tmp_path / "out" / "model.safetensors")
+    for name in weights:
+        layer = base.layout.layer(name)
+        assert entries[f"{name}.packed"].n_bytes == layer.n_weights // 2
+
+
+def test_a_claim_of_other_bytes_is_refused_and_nothing_is_written(
+    base: BaseModel, weights: dict, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="the search claimed 12"):
+        write_packed(base, weights, tmp_path / "out", claim={"storage_bytes": 12})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_no_layer_is_refused(base: BaseModel, weights: dict, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no layer 'nowhere'"):
+        write_packed(base, {"nowhere": next(iter(weights.values()))}, tmp_path / "out", claim={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_with_files_is_refused_and_left_alone(
+    base: BaseModel, weights: dict, tmp_path: Path
+) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(RunDirectoryError, match="already holds files"):
+        write_packed(base, weights, tmp_path, claim={})
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]

@@ -1,0 +1,270 @@
+import json
+import os
+import signal
+import time
+from contextlib import closing
+
+import pytest
+
+from autocompress.core import BASE_ALLOCATION, Allocation, Scheme, TrialResult, TrialStatus
+from autocompress.core.errors import BudgetError, RunDirectoryError, TrialError
+from autocompress.drivers.local import LocalDriver
+from autocompress.search.budget import Budget
+from autocompress.search.journal import Journal, read_journal
+from autocompress.search.samplers import SAMPLERS
+from autocompress.search.study import GIVE_UP_AFTER, Study, baselines
+from autocompress.spaces.space import Choice, Option, SearchSpace
+from autocompress.testing.driver_contract import LAYERS, scripted_context, scripted_space
+
+SPACE = scripted_space()
+N_BASELINES = len(baselines(SPACE))
+
+
+def search(directory, *, budget="30 trials", sampler="random", space=SPACE, driver=None, **more):
+    context = scripted_context(directory / "bank")
+    driver = driver or LocalDriver(context)
+    with Journal(directory / "trials.jsonl") as journal, closing(driver):
+        sampler = SAMPLERS[sampler](space, seed=4)
+        study = Study(space, sampler, driver, journal, Budget.parse(budget), **more)
+        return study.run(), study
+
+
+def archive(results):
+    """What must not depend on how a study was run: seconds do."""
+    lines = [r.to_json() | {"seconds": 0} for r in results]
+    return sorted(lines, key=lambda line: line["number"])
+
+
+def space_of(scheme_texts):
+    options = tuple(Option(t, (Scheme.parse(t),)) for t in scheme_texts)
+    return SearchSpace("s", "scripted", tuple(Choice(n, (n,), options) for n in LAYERS))
+
+
+def test_the_base_and_the_uniform_allocations_come_first(tmp_path):
+    results, _ = search(tmp_path)
+    assert [r.request.number for r in results] == list(range(30))
+    assert [r.request.baseline_name for r in results[:N_BASELINES]] == [
+        "base", *(f"uniform-{b}bit" for b in (8, 6, 5, 4, 3, 2)),
+    ]  # fmt: skip
+    assert results[0].request.allocation == BASE_ALLOCATION
+    assert {r.request.source for r in results[N_BASELINES:]} == {"sampler:random"}
+    assert all(r.is_complete for r in results)
+
+
+def test_what_is_returned_is_what_the_journal_holds(tmp_path):
+    results, _ = search(tmp_path)
+    assert results == list(read_journal(tmp_path / "trials.jsonl").results)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of the study may run after it."""
+
+
+class KilledDriver(LocalDriver):
+    def __init__(self, context, after):
+        super().__init__(context)
+        self._after = after
+
+    def run(self, requests):
+        for count, result in enumerate(super().run(requests)):
+            if count == self._after:
+                raise Killed
+            yield result
+
+
+@pytest.mark.parametrize("killed_after", [2, 11, 24])
+@pytest.mark.parametrize("sampler", ["random", "tpe", "nsga2"])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, sampler, killed_after):
+    whole, _ = search(tmp_path / "whole", sampler=sampler, budget="45 trials")
+    parts = tmp_path / "parts"
+    with pytest.raises(Killed):
+        search(
+            parts,
+            sampler=sampler,
+            budget="45 trials",
+            driver=KilledDriver(scripted_context(parts / "bank"), killed_after),
+        )
+    with (parts / "trials.jsonl").open("ab") as file:
+        file.write(b'{"number": 99, "torn')
+    resumed, _ = search(parts, sampler=sampler, budget="45 trials")
+    assert archive(resumed) == archive(whole)
+
+
+def test_a_study_that_is_finished_runs_nothing_more(tmp_path):
+    first, _ = search(tmp_path)
+    again, study = search(tmp_path)
+    assert again == first
+    assert study.spent.trials == 30
+
+
+def test_a_larger_budget_continues_a_finished_study(tmp_path):
+    search(tmp_path / "a", budget="20 trials")
+    continued, _ = search(tmp_path / "a", budget="30 trials")
+    whole, _ = search(tmp_path / "b", budget="30 trials")
+    assert archive(continued) == archive(whole)
+
+
+def test_a_gap_that_a_dead_process_left_is_filled(tmp_path):
+    whole, _ = search(tmp_path)
+    path = tmp_path / "trials.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:15] + lines[16:]))
+    assert archive(search(tmp_path)[0]) == archive(whole)
+
+
+def test_the_journal_of_another_study_is_refused(tmp_path):
+    search(tmp_path)
+    with pytest.raises(RunDirectoryError, match="belongs to another study"):
+        search(tmp_path, space=scripted_space(bits=(3, 7)))
+
+
+def test_a_cold_bank_equals_a_warm_one(tmp_path):
+    cold, _ = search(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "bank").rename(tmp_path / "b" / "bank")
+    warm, _ = search(tmp_path / "b")
+    assert archive(warm) == archive(cold)
+
+
+def test_a_budget_of_tokens_or_time_ends_the_study(tmp_path):
+    results, study = search(tmp_path / "tokens", budget="100 tokens")
+    assert study.spent.tokens == sum(r.n_tokens for r in results) == 112  # 16 a trial
+    results, _ = search(tmp_path / "time", budget="0.05s")
+    assert len(results) >= 1
+
+
+def test_a_budget_in_gpu_hours_without_a_gpu_is_refused(tmp_path):
+    with pytest.raises(BudgetError, match="--gpus-per-worker"):
+        search(tmp_path, budget="1 gpu-hours")
+
+
+def test_a_space_that_is_used_up_ends_the_study(tmp_path):
+    space = space_of(["rtn(bits=2)", "rtn(bits=4)"])
+    results, _ = search(tmp_path, space=space, budget="1h")
+    allocations = {r.request.allocation for r in results}
+    assert len(allocations) == 2**3 + 1  # the base is outside
+    repeats = [r for r in results if r.notes and r.notes[0].startswith("same allocation as trial")]
+    assert all(r.n_tokens == 0 and r.is_complete for r in repeats)
+
+
+def test_failed_trials_are_in_the_journal_with_their_error(tmp_path):
+    results, _ = search(tmp_path, space=space_of(["rtn(bits=4)", "fail"]), budget="6 trials")
+    failed = [r for r in results if r.status is TrialStatus.FAILED]
+    assert failed
+    lines = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()]
+    assert {line["error"] for line in lines if line["status"] == "failed"} == {
+        "ValueError: scripted failure"
+    }
+
+
+class BrokenDriver(LocalDriver):
+    """Every trial fails, the base model's too."""
+
+    def run(self, requests):
+        for request in requests:
+            yield TrialResult(request, TrialStatus.FAILED, error=f"no luck with {request.number}")
+
+
+def test_a_study_whose_trials_all_fail_says_so_with_the_first_error(tmp_path):
+    driver = BrokenDriver(scripted_context(tmp_path))
+    with pytest.raises(TrialError, match=r"All of the 5 trials failed.*no luck with 0") as caught:
+        search(tmp_path, driver=driver, budget="5 trials")
+    assert caught.value.exit_status == 1
+    assert len(read_journal(tmp_path / "trials.jsonl").results) == 5
+
+
+def test_a_hopeless_study_does_not_use_up_its_budget(tmp_path):
+    driver = BrokenDriver(scripted_context(tmp_path))
+    with pytest.raises(TrialError, match=f"All of the {GIVE_UP_AFTER} trials"):
+        search(tmp_path, driver=driver, budget="1000 trials")
+
+
+class InterruptedDriver(LocalDriver):
+    closed = False
+
+    def run(self, requests):
+        try:
+            for count, result in enumerate(super().run(requests)):
+                if count == 9:
+                    raise KeyboardInterrupt
+                yield result
+        finally:
+            self.closed = True
+
+
+def test_an_interrupt_returns_what_is_finished(tmp_path):
+    driver = InterruptedDriver(scripted_context(tmp_path / "bank"))
+    results, study = search(tmp_path, driver=driver)
+    assert len(results) == 9
+    assert study.interrupted
+    assert driver.closed
+    whole, _ = search(tmp_path / "whole")
+    assert archive(search(tmp_path)[0]) == archive(whole)
+
+
+def test_progress_is_told_after_each_trial(tmp_path):
+    seen = []
+    _, study = search(tmp_path, budget=["10 trials", "1h"], progress=seen.append)
+    assert [p.n_done for p in seen] == list(range(1, 11))
+    assert [round(p.fraction, 2) for p in seen] == [round(i / 10, 2) for i in range(1, 11)]
+    assert seen[-2].remaining.startswith("1 trial, ")
+    best = seen[-1].best
+    assert best[0].request.allocation == BASE_ALLOCATION
+    sizes = [r.metrics.storage_bytes for r in best]
+    assert sizes == sorted(sizes, reverse=True)
+    assert not study.interrupted
+
+
+def test_what_an_earlier_run_spent_counts(tmp_path):
+    class Slow(LocalDriver):
+        def run(self, requests):
+            for result in super().run(requests):
+                yield TrialResult.from_json(result.to_json() | {"seconds": 100.0})
+
+    search(tmp_path, budget="8 trials", driver=Slow(scripted_context(tmp_path / "bank")))
+    started = time.monotonic()
+    results, study = search(tmp_path, budget=["50 trials", "10m"])
+    assert len(results) == 8
+    assert study.spent.seconds == pytest.approx(800 + time.monotonic() - started, abs=5)
+
+
+def test_an_allocation_that_comes_again_is_not_measured_again(tmp_path):
+    class Stubborn(SAMPLERS["random"]):
+        name = "stubborn"
+
+        def ask(self, number):
+            return Allocation.of({"first": Scheme.parse("rtn(bits=8,group_size=16)")})
+
+    measured = []
+
+    class Counting(LocalDriver):
+        def run(self, requests):
+            for result in super().run(requests):
+                measured.append(result.request.number)
+                yield result
+
+    with Journal(tmp_path / "trials.jsonl") as journal:
+        sampler = Stubborn(SPACE, seed=0)
+        driver = Counting(scripted_context(tmp_path / "bank"))
+        results = Study(SPACE, sampler, driver, journal, Budget(trials=12)).run()
+    assert measured == list(range(N_BASELINES + 1))
+    assert len(results) == 12
+    assert {r.metrics.storage_bytes for r in results[N_BASELINES:]} == {
+        results[N_BASELINES].metrics.storage_bytes
+    }
+    assert results[-1].notes == (f"same allocation as trial {N_BASELINES}",)
+
+
+def test_an_interrupt_while_a_trial_is_journaled_loses_nothing(tmp_path, monkeypatch):
+    append = Journal.append
+
+    def interrupted(self, result):
+        append(self, result)
+        if result.request.number == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Journal, "append", interrupted)
+    results, study = search(tmp_path)
+    assert study.interrupted
+    assert results == list(read_journal(tmp_path / "trials.jsonl").results)
+    assert len(results) == study.spent.trials == 10
