@@ -185,12 +185,19 @@ def export(
     verify: Verify = True,
 ) -> None:
     """Export a member; the reload in a fresh process must reproduce its claim, or exit 1."""
+    from autocompress.report.progress import StudyProgress
     from autocompress.report.tables import verification_table
     from autocompress.workflows.export import export_member
 
-    written = export_member(
-        directory, member, out, checkpoint_format=checkpoint_format, verify=verify, progress=_say
-    )
+    with StudyProgress(enabled=True) as shown:
+        written = export_member(
+            directory,
+            member,
+            out,
+            checkpoint_format=checkpoint_format,
+            verify=verify,
+            progress=shown,
+        )
     if written.verification is not None:
         _console().print(verification_table(written.verification))
     _say(f"exported {member} to {out}")
@@ -206,10 +213,14 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model on report tokens, beside its base model."""
+    from autocompress.report.progress import StudyProgress
     from autocompress.report.tables import evaluation_table
     from autocompress.workflows.evaluate import evaluate_model
 
-    result = evaluate_model(model, base=base, task=task, data=data, tokens=tokens, progress=_say)
+    with StudyProgress(enabled=True) as shown:
+        result = evaluate_model(
+            model, base=base, task=task, data=data, tokens=tokens, progress=shown
+        )
     if as_json:
         _print_json(result.to_json())
     else:

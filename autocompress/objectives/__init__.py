@@ -11,21 +11,20 @@ from autocompress.objectives.cost_efficiency import (
     relative_resources,
 )
 from autocompress.objectives.gate import Candidate, Check, judge
-from autocompress.objectives.losses import Limits, Objectives, scalar_loss
+from autocompress.objectives.losses import LOSS_NAMES, losses
 
 __all__ = [
     "COST_EFFICIENCY_VERSION",
     "DEFAULT_MIN_RETAINED",
+    "LOSS_NAMES",
     "Candidate",
     "Check",
     "CostEfficiency",
     "Exponents",
-    "Limits",
-    "Objectives",
     "ProduceCost",
     "cost_efficiency",
     "default_weights",
     "judge",
+    "losses",
     "relative_resources",
-    "scalar_loss",
 ]

@@ -21,9 +21,10 @@ def significant(value: float, digits: int = 3) -> str:
         return _UNKNOWN
     if value == 0:
         return "0"
-    magnitude = math.floor(math.log10(abs(value)))
+    rounded = f"{value:.{digits - 1}e}"  # 999.9 has the digits of 1000
+    magnitude = int(rounded.partition("e")[2])
     if not -5 <= magnitude < 7:
-        return f"{value:.{digits - 1}e}"
+        return rounded
     return f"{value:.{max(digits - 1 - magnitude, 0)}f}"
 
 
@@ -51,7 +52,7 @@ def fixed_digits(value: float) -> int:
 
 def duration(seconds: float) -> str:
     """``4 min 12 s``, ``2 h 05 min`` or ``3.2 s``."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol, Self
@@ -42,9 +43,10 @@ class TrialProgress(Protocol):
 
 
 class StudyProgress:
-    """Shows the steps and trials of a search; a context manager.
+    """Shows the steps and trials of a search, or the steps of an export; a context manager.
 
-    On a terminal the current step has a spinner and trials have a bar with the time left.
+    On a terminal the current step has a spinner, and a bar with the time left once it counts;
+    so have trials.
     Elsewhere (a pipe, a CI log) each step is one line and trials give a line for each tenth of
     the budget. Nothing is ever written to stdout.
 
@@ -76,6 +78,8 @@ class StudyProgress:
         self._shown: Progress | None = None
         self._task: TaskID | None = None
         self._next_line = _TENTH
+        self._is_searching = False
+        self._text, self._started = "", 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -96,6 +100,18 @@ class StudyProgress:
         self._close()
         self._open(self._steps, text, total=None)
 
+    def advance(self, done: int, total: int) -> None:
+        """Show how far the current step is; on a terminal only."""
+        if not self._is_live or self._task is None:
+            return
+        if self._shown is self._steps:
+            started, text = self._started, self._text
+            self._take_down()
+            self._open(self._trials, text, total=1.0)
+            self._started = started
+        note = f"{done} of {total}"
+        self._trials.update(self._task, completed=done / total, note=note, refresh=True)
+
     def trial(self, progress: TrialProgress) -> None:
         """Show where the study stands after a trial."""
         note = f"{progress.n_done} trials, {len(progress.best)} on the front"
@@ -104,9 +120,10 @@ class StudyProgress:
         if not self._is_live:
             self._tenth(progress.fraction, note)
             return
-        if self._shown is not self._trials:
+        if not self._is_searching:
             self._close()
             self._open(self._trials, "Searching", total=1.0)
+            self._is_searching = True
         if self._task is not None:
             self._trials.update(self._task, completed=min(progress.fraction, 1.0), note=note)
 
@@ -120,19 +137,19 @@ class StudyProgress:
         if self._enabled:
             self._console.print(Text(text), soft_wrap=True)
 
-    def _open(self, shown: Progress, description: str, total: float | None) -> None:
-        self._shown = shown
-        self._task = shown.add_task(description.replace("[", r"\["), total=total, note="")
+    def _open(self, shown: Progress, text: str, total: float | None) -> None:
+        self._shown, self._text, self._started = shown, text, time.monotonic()
+        self._task = shown.add_task(text.replace("[", r"\["), total=total, note="")
         shown.start()
+
+    def _take_down(self) -> None:
+        if self._shown is not None and self._task is not None:
+            self._shown.remove_task(self._task)
+            self._shown.stop()
+        self._shown, self._task, self._is_searching = None, None, False
 
     def _close(self) -> None:
         """Take down what is shown; a finished step leaves its line, so that a log remains."""
-        if self._shown is None or self._task is None:
-            return
-        task = self._shown.tasks[self._shown.task_ids.index(self._task)]
-        text, seconds = task.description.replace(r"\[", "["), task.elapsed or 0.0
-        self._shown.remove_task(self._task)
-        self._shown.stop()
-        is_step = self._shown is self._steps
-        self._shown, self._task = None, None
-        self._line(f"{text} ({seconds:.0f} s)" if is_step else f"Searched for {seconds:.0f} s")
+        if self._task is not None:
+            self._take_down()
+            self._line(f"{self._text} ({time.monotonic() - self._started:.0f} s)")

@@ -84,7 +84,8 @@ def member_table(member: Member) -> RenderableType:
             "cost efficiency": _number(member.cost_efficiency),
         }
     )
-    schemes = Table("scheme", box=box.SIMPLE_HEAD, pad_edge=False)
+    schemes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    schemes.add_column("scheme", overflow="fold")
     schemes.add_column("layers", justify="right")
     counts: dict[str, int] = {}
     for scheme in member.allocation.values():

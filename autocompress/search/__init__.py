@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from autocompress.search.journal import Journal, read_journal
     from autocompress.search.mirror import Mirror
     from autocompress.search.run_trial import run_trial
-    from autocompress.search.sampler import Sampler, losses
+    from autocompress.search.sampler import Sampler
     from autocompress.search.samplers import SAMPLERS
     from autocompress.search.shipping import ContextParts, pack_context
     from autocompress.search.study import Progress, Study
@@ -32,7 +32,6 @@ __all__ = [
     "Spent",
     "Study",
     "TrialContext",
-    "losses",
     "pack_context",
     "read_journal",
     "run_trial",
@@ -50,7 +49,6 @@ _MODULES = {
     "Spent": "budget",
     "Study": "study",
     "TrialContext": "context",
-    "losses": "sampler",
     "pack_context": "shipping",
     "read_journal": "journal",
     "run_trial": "run_trial",

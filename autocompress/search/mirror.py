@@ -22,7 +22,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, create_trial
 
 from autocompress.core import TrialResult
-from autocompress.search.sampler import LOSS_NAMES
+from autocompress.objectives import LOSS_NAMES
 from autocompress.search.samplers import distributions, new_study, outcome
 from autocompress.spaces import SearchSpace
 

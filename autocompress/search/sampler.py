@@ -6,18 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from autocompress.core import Allocation, Metrics, Registry, TrialResult
+from autocompress.core import Allocation, Registry, TrialResult
 from autocompress.spaces import SearchSpace
-
-LOSS_NAMES = ("damage", "storage_bytes")
 
 Constraints = Callable[[TrialResult], Mapping[str, float]]
 """Named constraint values of a complete trial; it is feasible if none of them is above 0."""
-
-
-def losses(metrics: Metrics) -> tuple[float, float]:
-    """What the search minimises, in the order of `LOSS_NAMES`."""
-    return metrics.quality.damage.value, float(metrics.storage_bytes)
 
 
 class Sampler(ABC):

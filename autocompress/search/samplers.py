@@ -18,8 +18,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autocompress.core import Allocation, TrialResult, derived_seed
+from autocompress.objectives import LOSS_NAMES, losses
 from autocompress.search.opening import crossed_baselines
-from autocompress.search.sampler import LOSS_NAMES, SAMPLERS, Constraints, Sampler, losses
+from autocompress.search.sampler import SAMPLERS, Constraints, Sampler
 from autocompress.spaces import SearchSpace
 
 __all__ = ["SAMPLERS", "Nsga2", "OptunaSampler", "RandomSearch", "Tpe", "distributions"]

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from autocompress.core import BASE_ALLOCATION, Allocation, TrialRequest, TrialResult
 from autocompress.core.errors import BudgetError, RunDirectoryError, TrialError
 from autocompress.fronts import Front
+from autocompress.objectives import losses
 from autocompress.search.budget import Budget, Spent
 from autocompress.search.driver import Driver
 from autocompress.search.interrupts import interrupt_deferred
 from autocompress.search.journal import Journal
 from autocompress.search.mirror import Mirror
-from autocompress.search.sampler import Sampler, losses
+from autocompress.search.sampler import Sampler
 from autocompress.spaces import SearchSpace
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from autocompress.core import Quality
 from autocompress.core.errors import UsageError
 from autocompress.export import Manifest, is_export, load, stored_bytes
 from autocompress.models import load_base_model
-from autocompress.workflows.session import EXACT_DTYPE, Progress, Session, open_session, quiet
+from autocompress.workflows.session import EXACT_DTYPE, QUIET, Progress, Session, open_session
 from autocompress.workflows.settings import SearchSettings, resolve_model
 
 
@@ -64,7 +64,7 @@ def evaluate_model(
     task: str = "auto",
     data: str = "auto",
     tokens: int | None = None,
-    progress: Progress = quiet,
+    progress: Progress = QUIET,
 ) -> Evaluation:
     """Measure `model` on report tokens.
 
@@ -130,7 +130,7 @@ def _measure(model: str, session: Session, under: _Conditions, exported: bool) -
     split = session.splits.report
     base = session.compute_module(under.dtype)
     reference = session.reference(base, split, under.batch_size)
-    session.progress(f"Measuring {model} on {split.n_tokens:,} report tokens")
+    session.progress.step(f"Measuring {model} on {split.n_tokens:,} report tokens")
     module = _load(model, session, base, under.dtype, exported)
     return session.task.measure(module, split, reference, batch_size=under.batch_size)
 

@@ -14,11 +14,11 @@ from autocompress.export.directory import require_free
 from autocompress.fronts.document import FrontDocument, Member, find_member
 from autocompress.methods import decode
 from autocompress.workflows.session import (
+    QUIET,
     Progress,
     Session,
     compressed_weights,
     open_session,
-    quiet,
 )
 from autocompress.workflows.settings import StudyRecord
 
@@ -70,7 +70,7 @@ def export_member(
     *,
     checkpoint_format: str = "packed",
     verify: bool = True,
-    progress: Progress = quiet,
+    progress: Progress = QUIET,
 ) -> Written:
     """Rebuild a member from the layer bank and write it as a checkpoint.
 
@@ -115,7 +115,7 @@ def _write(
 ) -> None:
     allocation = Allocation.from_json(member.allocation)
     bank = session.bank(record.resolved["forward"]["dtype"])
-    session.progress(f"Packing {len(allocation)} layers")
+    session.progress.step(f"Packing {len(allocation)} layers")
     weights = compressed_weights(bank, allocation)
     claim = {
         "member": member.id,
@@ -149,7 +149,7 @@ def verify_export(
     member: Member, out: Path, checkpoint_format: str, progress: Progress
 ) -> Verification:
     """Load in a fresh process, measure on the report tokens, compare with the claim."""
-    progress("Reloading in a fresh process and measuring again")
+    progress.step("Reloading in a fresh process and measuring again")
     answer = run_fresh_process("autocompress.workflows.remeasure", {"checkpoint": str(out)})
     retained = float(answer["quality"]["retained"])
     claimed = member.quality.retained

@@ -48,7 +48,8 @@ def judge_target(
     """Judge a run directory or an export.
 
     Of a run, the member is judged that `pick` takes under the same quality, size and latency
-    thresholds; if none fits, the one of best cost efficiency, so that the table shows what fails.
+    thresholds; if none fits, the one of best cost efficiency (or best quality, if all are below its
+    floor), so that the table shows what fails.
     An export is judged by the bytes that its files hold now and the quality that its reload
     verified.
 
@@ -90,7 +91,11 @@ def _picked(
             document, min_quality=min_quality, max_bytes=max_bytes, max_latency_ms=max_latency_ms
         )
     except NoAnswerError:
+        pass
+    try:
         return pick(document)
+    except NoAnswerError:  # nothing reaches the floor of the cost efficiency
+        return pick(document, by="quality")
 
 
 def _exported(path: Path) -> Candidate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from autocompress.fronts import (
     StudySummary,
 )
 from autocompress.methods import footprint
-from autocompress.objectives import CostEfficiency
+from autocompress.objectives import CostEfficiency, losses
 from autocompress.report.layers import LayerBits, layer_bits
-from autocompress.search import Journal, Spent, losses
+from autocompress.search import Journal, Spent
 from autocompress.search.driver import Driver
-from autocompress.workflows.session import Session
+from autocompress.workflows.session import Progress, Session
 from autocompress.workflows.settings import StudyRecord
 
 REPORT_JOURNAL = "report.jsonl"
@@ -47,7 +47,7 @@ def shortlist(results: Sequence[TrialResult]) -> list[TrialRequest]:
 
 
 def measure_on_report_tokens(
-    requests: Iterable[TrialRequest], driver: Driver, directory: Path
+    requests: Sequence[TrialRequest], driver: Driver, directory: Path, progress: Progress
 ) -> list[TrialResult]:
     """Measure each request on the driver's tokens, going on from an earlier, interrupted run.
 
@@ -58,11 +58,12 @@ def measure_on_report_tokens(
     """
     with Journal(directory / REPORT_JOURNAL) as journal:
         done = {r.request.number for r in journal.read()}
-        missing = iter([r for r in requests if r.number not in done])
+        missing = [r for r in requests if r.number not in done]
         try:
-            with closing(driver.run(missing)) as results:
-                for result in results:
+            with closing(driver.run(iter(missing))) as results:
+                for n_measured, result in enumerate(results, start=1):
                     journal.append(result)
+                    progress.advance(n_measured, len(missing))
         except KeyboardInterrupt:
             pass  # what is in the journal is a valid, smaller front
         return journal.read()

@@ -124,7 +124,7 @@ def run_search(
     if old is not None:
         require_same_study(old.settings, settings)
     with StudyProgress(enabled=show_progress) as shown:
-        session = open_session(settings, directory / "cache", shown.step)
+        session = open_session(settings, directory / "cache", shown)
         space = session.space
         record = _record(session, old)
         _create(directory, record)
@@ -149,10 +149,10 @@ def _publish(
     session: Session, record: StudyRecord, results: Sequence[TrialResult], spent: Spent, to: Path
 ) -> Run:
     requests = shortlist(results)
-    session.progress(f"Measuring {len(requests)} models on report tokens")
+    session.progress.step(f"Measuring {len(requests)} models on report tokens")
     context = _report_context(session, record)
     with closing(_report_driver(session.settings, context)) as driver:
-        measured = measure_on_report_tokens(requests, driver, to)
+        measured = measure_on_report_tokens(requests, driver, to, session.progress)
     document = front_document(session, record, measured, spent)
     document.write(to)
     write_provenance(to, _facts(session, record))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -41,16 +42,32 @@ from autocompress.models.loading import (
 from autocompress.spaces import SearchSpace, load_space
 from autocompress.workflows.settings import SearchSettings, resolve_model
 
-Progress = Callable[[str], None]
-"""Called with one short line when a long step starts."""
+
+class Progress(Protocol):
+    """Told what takes long."""
+
+    def step(self, text: str) -> None:
+        """A long step starts."""
+
+    def advance(self, done: int, total: int) -> None:
+        """The current step has done so much."""
+
+
+class Quiet:
+    """A `Progress` that says nothing."""
+
+    def step(self, text: str) -> None:
+        """See `Progress`."""
+
+    def advance(self, done: int, total: int) -> None:
+        """See `Progress`."""
 
 
 CALIBRATION_BATCH = 8
 EXACT_DTYPE = "float32"
 
 
-def quiet(_: str) -> None:
-    """A `Progress` that says nothing."""
+QUIET: Progress = Quiet()
 
 
 @dataclass(frozen=True)
@@ -120,7 +137,7 @@ class Session:
 
     def plan(self) -> ForwardPlan:
         """How search-time forwards run here: measured, or as `--dtype` says."""
-        self.progress("Measuring which dtype is fastest for forwards on this machine")
+        self.progress.step("Measuring which dtype is fastest for forwards on this machine")
         wanted = self.settings.dtype
         dtypes = ("float32", "bfloat16") if wanted == "auto" else ("float32", wanted)
         return plan_forward(
@@ -162,15 +179,22 @@ class Session:
         store = StatisticsStore(self.cache / "statistics" / key)
         inputs = {self.base.layout.layer(name).input_name for name in layers} - {None}
         if any(name not in store for name in inputs):
-            self.progress(f"Collecting layer statistics on {split.n_tokens:,} calibration tokens")
+            self.progress.step(f"Collecting layer statistics on {split.n_tokens:,} tokens")
             batches = self.task.batches(split, CALIBRATION_BATCH)
             module = self.compute_module(dtype)
-            collect_statistics(module, self.base.layout, batches, store, layers=layers)
+            collect_statistics(
+                module,
+                self.base.layout,
+                batches,
+                store,
+                layers=layers,
+                progress=self.progress.advance,
+            )
         return store.get
 
     def reference(self, module: nn.Module, split: Split, batch_size: int) -> Reference:
         """Outputs of the base model on `split`."""
-        self.progress(f"Evaluating the base model on {split.n_tokens:,} {split.name} tokens")
+        self.progress.step(f"Evaluating the base model on {split.n_tokens:,} {split.name} tokens")
         return self.task.reference(module, split, batch_size=batch_size)
 
 
@@ -189,7 +213,7 @@ def compressed_weights(bank: Bank, allocation: Allocation) -> dict[str, Compress
     return {name: bank.packed(name, scheme) for name, scheme in allocation.items()}
 
 
-def open_session(settings: SearchSettings, cache: Path, progress: Progress = quiet) -> Session:
+def open_session(settings: SearchSettings, cache: Path, progress: Progress = QUIET) -> Session:
     """Load model and data and cut the tokens into three disjoint splits.
 
     Raises:
@@ -209,9 +233,9 @@ def open_session(settings: SearchSettings, cache: Path, progress: Progress = qui
             f"The task {task_name} needs {task.corpus_kind} and has no default data. Next step: "
             "give --data with a JSON Lines, CSV or Parquet file, or a `datasets` directory."
         )
-    progress(f"Reading {data} for {task_name}")
+    progress.step(f"Reading {data} for {task_name}")
     corpus = load_corpus(data, kind=task.corpus_kind)
-    progress(f"Loading {settings.model}")
+    progress.step(f"Loading {settings.model}")
     base = load_base_model(
         source, task.auto_class, dtype="auto", device=settings.device, trust_remote_code=trust
     )

@@ -8,14 +8,7 @@ import pytest
 
 from autocompress.core import Measurement, Metrics, Quality, Resource
 from autocompress.core.errors import CheckpointError, UsageError
-from autocompress.objectives import (
-    Candidate,
-    CostEfficiency,
-    Limits,
-    Objectives,
-    judge,
-    scalar_loss,
-)
+from autocompress.objectives import LOSS_NAMES, Candidate, judge, losses
 
 
 def metrics(retained=0.97, damage=0.03, storage=25e6, latency=1.0):
@@ -32,60 +25,14 @@ def metrics(retained=0.97, damage=0.03, storage=25e6, latency=1.0):
 BASE = metrics(1.0, 0.0, 100e6, 2.0)
 
 
-def test_losses_are_damage_bytes_and_the_chosen_resources():
-    objectives = Objectives(("latency_ms_per_token",))
-    assert objectives.names == ("damage", "storage_bytes", "latency_ms_per_token")
-    assert objectives.losses(metrics()) == (0.03, 25e6, 1.0)
-    assert Objectives().losses(metrics()) == (0.03, 25e6)
+def test_losses_are_damage_and_bytes_in_the_order_of_their_names():
+    assert LOSS_NAMES == ("damage", "storage_bytes")
+    assert losses(metrics()) == (0.03, 25e6)
 
 
 def test_a_better_model_has_smaller_losses():
-    better = metrics(retained=0.99, damage=0.01, storage=20e6, latency=0.5)
-    objectives = Objectives(("latency_ms_per_token",))
-    pairs = zip(objectives.losses(better), objectives.losses(metrics()), strict=True)
-    assert all(low < high for low, high in pairs)
-
-
-def test_a_resource_that_was_not_measured_is_named():
-    with pytest.raises(UsageError, match="Did you mean 'latency_ms_per_token'"):
-        Objectives(("latency_ms",)).losses(metrics())
-
-
-def test_the_scalar_loss_falls_as_cost_efficiency_grows():
-    definition = CostEfficiency()
-    score = definition.score(0.97, metrics().resources, BASE.resources)
-    assert scalar_loss(metrics(), BASE, definition) == pytest.approx(-math.log(score))
-    assert scalar_loss(BASE, BASE, definition) == 0.0
-
-
-@pytest.mark.parametrize("retained", [0.5, math.nan])
-def test_a_model_below_the_floor_has_an_infinite_scalar_loss(retained):
-    assert scalar_loss(metrics(retained), BASE, CostEfficiency()) == math.inf
-
-
-def test_a_model_at_chance_has_an_infinite_scalar_loss_without_a_floor():
-    assert scalar_loss(metrics(0.0), BASE, CostEfficiency(min_retained=-1.0)) == math.inf
-
-
-def test_a_constraint_is_met_where_its_violation_is_not_positive():
-    limits = Limits(0.97, {"storage_bytes": 20e6, "latency_ms_per_token": 4.0})
-    assert limits.violations(metrics()) == {
-        "min_quality": 0.0,
-        "max_storage_bytes": pytest.approx(0.25),
-        "max_latency_ms_per_token": -0.75,
-    }
-    assert Limits().violations(metrics()) == {}
-
-
-def test_a_measurement_that_is_nan_breaks_its_constraint():
-    assert Limits(0.9).violations(metrics(math.nan)) == {"min_quality": math.inf}
-
-
-def test_limits_must_be_positive_and_measured():
-    with pytest.raises(UsageError, match="that of storage_bytes is 0"):
-        Limits(max_resources={"storage_bytes": 0.0})
-    with pytest.raises(UsageError, match="No resource 'energy'"):
-        Limits(max_resources={"energy": 1.0}).violations(metrics())
+    better = metrics(retained=0.99, damage=0.01, storage=20e6)
+    assert all(low < high for low, high in zip(losses(better), losses(metrics()), strict=True))
 
 
 CANDIDATE = Candidate("3fa2c1d0", 0.972, 0.004, 22_100_000, 3.8, 0.7)

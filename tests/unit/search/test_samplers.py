@@ -170,7 +170,7 @@ def test_the_baselines_are_parents_of_nsga2():
 @pytest.mark.parametrize("name", ["tpe", "nsga2"])
 def test_adaptive_samplers_beat_random_on_a_smooth_problem(name):
     from autocompress.fronts import hypervolume
-    from autocompress.search.sampler import losses
+    from autocompress.objectives import losses
 
     space = make_space(n_choices=8)
 
