@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from autocompress.core import Allocation
 from autocompress.core.errors import CheckpointError, ModelError
+from autocompress.export.companions import copy_companions
 from autocompress.export.manifest import (
     CheckpointFormat,
     Manifest,
@@ -55,9 +56,10 @@ def finish(
     checkpoint_format: CheckpointFormat,
     notes: Mapping[str, tuple[str, ...]],
 ) -> Manifest:
-    """Add tokenizer or image processor and the manifest to the weights in `directory`."""
+    """Add processor, companion files and the manifest to the weights in `directory`."""
     if base.processor is not None:
         base.processor.save_pretrained(directory)
+    copy_companions(base.source, directory)
     files = {
         path.relative_to(directory).as_posix(): file_record(path)
         for path in sorted(directory.rglob("*"))
