@@ -8,14 +8,16 @@ from typing import Any
 
 from autocompress.fronts.document import FrontDocument
 from autocompress.report.html import write_report as write_page
+from autocompress.report.picture import write_picture
 from autocompress.report.provenance import collect_provenance
 from autocompress.search.journal import read_journal
 
 PROVENANCE_FILE = "provenance.json"
+PICTURE_FILE = "front.svg"
 
 
 def write_report(directory: Path) -> Path:
-    """Write `report.html` from the run's front, journal and provenance.
+    """Write `report.html`, and `front.svg`, from the run's front, journal and provenance.
 
     Raises:
         RunDirectoryError: there is no front, the journal is damaged, or the directory cannot be
@@ -23,6 +25,7 @@ def write_report(directory: Path) -> Path:
     """
     document = FrontDocument.read(directory)
     trials = read_journal(directory / "trials.jsonl").results
+    write_picture(directory / PICTURE_FILE, document)
     return write_page(directory, document, trials, _read_provenance(directory))
 
 

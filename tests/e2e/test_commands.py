@@ -219,3 +219,27 @@ def _first_token_classes(tokenizer) -> str:
 def _archive(directory: Path) -> list[dict]:
     lines = (directory / "trials.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_one_and_two_ray_workers_and_no_ray_give_the_same_archive(trained, tmp_path):
+    archives = []
+    for name, more in {
+        "local": (),
+        "one": ("--driver", "ray"),
+        "two": ("--driver", "ray", "--workers", "2"),
+    }.items():
+        command = _command(trained("llama"), tmp_path / name, "--budget", "20 trials", *more)
+        command[command.index("nsga2")] = "random"
+        subprocess.run(command, check=True, capture_output=True)
+        archives.append(_measured(tmp_path / name))
+    assert archives[0].keys() == archives[1].keys() == archives[2].keys()
+    for digest, damage in archives[0].items():
+        assert archives[1][digest] == pytest.approx(damage, abs=1e-6)
+        assert archives[2][digest] == pytest.approx(damage, abs=1e-6)
+
+
+def _measured(directory: Path) -> dict[str, float]:
+    """Damage by digest of the allocation."""
+    return {t["id"]: t["metrics"]["quality"]["damage"]["value"] for t in _archive(directory)}
