@@ -149,8 +149,8 @@ def _publish(
     session: Session, record: StudyRecord, results: Sequence[TrialResult], spent: Spent, to: Path
 ) -> Run:
     requests = shortlist(results)
-    session.progress.step(f"Measuring {len(requests)} models on report tokens")
     context = _report_context(session, record)
+    session.progress.step(f"Measuring {len(requests)} models on report tokens")
     with closing(_report_driver(session.settings, context)) as driver:
         measured = measure_on_report_tokens(requests, driver, to, session.progress)
     document = front_document(session, record, measured, spent)
