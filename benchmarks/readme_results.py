@@ -6,6 +6,7 @@ only says whether the README is up to date (the test suite does that too).
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +22,17 @@ FLOORS = (0.99, 0.98, 0.95, 0.9, 0.8)
 
 def block() -> str:
     """The Markdown between the markers."""
-    return "\n\n".join(section(name, title) for name, title in RUNS.items())
+    return "\n\n".join([*(section(name, title) for name, title in RUNS.items()), demo_time()])
+
+
+def demo_time() -> str:
+    """How long the commands of the demo took together."""
+    path = ROOT / "results" / "demo" / "timings.json"
+    seconds = round(sum(json.loads(path.read_text(encoding="utf-8"))["seconds"].values()))
+    return (
+        f"The demo's commands took {seconds // 60} min {seconds % 60} s together "
+        "([timings.json](results/demo/timings.json))."
+    )
 
 
 def section(name: str, title: str) -> str:
