@@ -131,17 +131,18 @@ def n_ray_processes(process):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(360)
 def test_ctrl_c_ends_the_search_with_a_valid_journal_and_no_process_left(tmp_path):
     process = started(tmp_path)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)  # Ray stops slowly on a busy machine
     assert process.returncode == 0, err
     n_results, interrupted = out.split()
     contents = read_journal(tmp_path / "trials.jsonl")
     assert (len(contents.results), contents.torn) == (int(n_results), b"")
     assert interrupted == "True"
     assert "Traceback" not in err
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while n_ray_processes(process) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert n_ray_processes(process) == 0
