@@ -34,6 +34,7 @@ from autocompress.methods import (
     Needs,
     canonical,
     compress,
+    decode,
     needs,
 )
 
@@ -133,7 +134,10 @@ class Bank:
         key = (name, scheme, dtype)
         matrix = self._dense.get(key)
         if matrix is None:
-            matrix = self.packed(name, scheme).to_dense().to(dtype)
+            packed = self.packed(name, scheme)
+            # Straight to `dtype`, as a loaded checkpoint decodes: through the base dtype it would
+            # be rounded once more, and a reload would not compute what was measured.
+            matrix = decode(packed.tensors, packed.scheme, packed.shape, dtype)
             self._dense.put(key, matrix)
         return matrix
 
