@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
@@ -16,14 +16,10 @@ import torch
 from torch import Tensor
 
 from autocompress import methods
-from autocompress.bank.entries import (
-    FORMAT_VERSION,
-    DamagedEntryError,
-    checksum,
-    read_entry,
-    write_entry,
-)
+from autocompress.bank.entries import FORMAT_VERSION, DamagedEntryError, checksum
+from autocompress.bank.filling import Job, Progress, run_jobs
 from autocompress.bank.lru import ByteLru
+from autocompress.bank.shelf import Shelf
 from autocompress.core import LayerSpec, Scheme, digest, digest_bytes
 from autocompress.core.errors import ModelError, nearest
 from autocompress.methods import (
@@ -59,13 +55,17 @@ class Bank:
 
     The key of an entry is the digest of the base weight, of the layer's statistics (if the scheme
     uses them), of the scheme and of the code of the methods, so a directory may be shared by
-    models, calibrations, processes and runs. What it cannot hold is kept in memory.
+    models, calibrations, processes and runs. What it cannot hold is kept in memory. Workers that
+    share a directory never compress the same entry twice: whoever builds holds a lock on the
+    layer, which the system releases if it dies.
 
     Args:
         root: directory of the entries, ``<root>/<aa>/<digest>.safetensors``.
         layout: the model's layers.
         weights: base weights (o, d) by layer name, in the checkpoint's dtype; never written.
         statistics: calibration statistics of a layer; asked only for schemes that need them.
+        capacity_bytes: bound on the directory; the entries used longest ago make room, and one
+            that alone exceeds it is kept in memory. None for a generous default (see `Shelf`).
         dense_bytes: memory for decoded matrices.
         problem_bytes: memory for decompositions that the options of a layer share.
         fallback_bytes: memory for packed entries when the directory cannot be written.
@@ -78,6 +78,7 @@ class Bank:
         weights: Mapping[str, Tensor],
         statistics: Callable[[LayerSpec], LayerStatistics],
         *,
+        capacity_bytes: int | None = None,
         dense_bytes: int = DEFAULT_DENSE_BYTES,
         problem_bytes: int = DEFAULT_PROBLEM_BYTES,
         fallback_bytes: int = DEFAULT_FALLBACK_BYTES,
@@ -86,6 +87,7 @@ class Bank:
         self.layout = layout
         self._weights = weights
         self._statistics = statistics
+        self._capacity_bytes = capacity_bytes
         self._limits = (dense_bytes, problem_bytes, fallback_bytes)
         self._start_empty()
 
@@ -97,14 +99,16 @@ class Bank:
         self._problems = ByteLru(problem_bytes, _problem_bytes)
         self._in_memory: ByteLru[str, CompressedWeight]
         self._in_memory = ByteLru(fallback_bytes, _packed_bytes)
+        self._shelf = Shelf(self.root, self._capacity_bytes)
         self._weight_digests: dict[str, str] = {}
         self._statistics_digests: dict[str, str] = {}
         self._notes: dict[tuple[str, Scheme], tuple[str, ...]] = {}
-        self._warned = False
+        self._damaged: set[str] = set()
+        self._said: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: no caches."""
-        kept = ("root", "layout", "_weights", "_statistics", "_limits")
+        kept = ("root", "layout", "_weights", "_statistics", "_capacity_bytes", "_limits")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -121,12 +125,47 @@ class Bank:
         layer = self.layout.layer(name)
         scheme = canonical(scheme)
         key = self._key(layer, scheme)
-        entry = self._in_memory.get(key) or self._read(key, name, scheme)
+        entry = self._find(key, name, scheme)
         if entry is None:
-            entry = self._build(layer, scheme)
-            self._write(key, entry)
+            with self._shelf.building(self._lock_name(layer, scheme)):
+                entry = self._find(key, name, scheme) or self._make(key, layer, scheme)
         self._notes[name, scheme] = entry.notes
         return entry
+
+    def fill(
+        self,
+        wanted: Mapping[str, Sequence[Scheme]],
+        *,
+        n_threads: int = 1,
+        progress: Progress | None = None,
+    ) -> None:
+        """Build what the directory lacks, layer by layer, so that options share decompositions.
+
+        Layers that another worker is building are waited for last.
+
+        Args:
+            wanted: schemes by layer name; the base scheme is passed over.
+            n_threads: layers at the same time, each with one torch thread.
+            progress: told about every finished layer.
+
+        Raises:
+            ModelError: the model has no such layer, or lacks its statistics.
+            SchemeError: a layer cannot take a scheme.
+        """
+        jobs = [job for name, schemes in wanted.items() for job in self._jobs(name, schemes)]
+        run_jobs(jobs, self._attempt, n_threads=n_threads, progress=progress)
+
+    def prepare(self, allocation: Mapping[str, Scheme]) -> None:
+        """Build what an allocation lacks, before its layers are asked for one by one.
+
+        Workers that start cold on one allocation share its layers instead of queueing at each.
+        """
+        unread = {
+            name: (scheme,)
+            for name, scheme in allocation.items()
+            if (name, canonical(scheme)) not in self._notes
+        }
+        self.fill(unread)
 
     def dense(self, name: str, scheme: Scheme, dtype: torch.dtype) -> Tensor:
         """The decoded matrix (o, d) of a layer in `dtype`; shared between calls, never write it."""
@@ -159,8 +198,16 @@ class Bank:
             with suppress(ModelError):
                 statistics = self._statistics(self.layout.layer(name))
                 found[name] = by_digest.setdefault(statistics.digest, statistics)
+        return self.with_statistics(ResidentStatistics(found))
+
+    def statistics(self, layer: LayerSpec) -> LayerStatistics:
+        """The statistics that the layer is compressed with; `ModelError` if there are none."""
+        return self._statistics(layer)
+
+    def with_statistics(self, statistics: Callable[[LayerSpec], LayerStatistics]) -> Bank:
+        """A bank over the same directory and weights that compresses with other statistics."""
         other = copy(self)  # a subclass stays what it is; caches are left behind
-        other._statistics = ResidentStatistics(found)
+        other._statistics = statistics
         return other
 
     def forget_dense(self) -> None:
@@ -169,10 +216,7 @@ class Bank:
 
     def path(self, name: str, scheme: Scheme) -> Path:
         """The file that holds, or would hold, a layer under a scheme."""
-        return self._path(self._key(self.layout.layer(name), canonical(scheme)))
-
-    def _path(self, key: str) -> Path:
-        return self.root / key[:2] / f"{key}.safetensors"
+        return self._shelf.path(self._key(self.layout.layer(name), canonical(scheme)))
 
     def _key(self, layer: LayerSpec, scheme: Scheme) -> str:
         parts = [FORMAT_VERSION, _code_digest(scheme), self._weight_digest(layer), str(scheme)]
@@ -191,40 +235,90 @@ class Bank:
             self._weight_digests[layer.name] = checksum({"weight": weight})
         return self._weight_digests[layer.name]
 
-    def _read(self, key: str, name: str, scheme: Scheme) -> CompressedWeight | None:
-        path = self._path(key)
+    def _lock_name(self, layer: LayerSpec, scheme: Scheme) -> str:
+        """Equal where options share decompositions: equal weight and statistics."""
+        uses = needs(scheme) is not Needs.NONE
+        return self._weight_digest(layer) + (self._statistics_digest(layer) if uses else "")
+
+    def _jobs(self, name: str, schemes: Sequence[Scheme]) -> list[Job]:
+        layer = self.layout.layer(name)
+        by_lock: dict[str, list[Scheme]] = {}
+        for scheme in dict.fromkeys(map(canonical, schemes)):
+            if not scheme.is_base:
+                by_lock.setdefault(self._lock_name(layer, scheme), []).append(scheme)
+        return [Job(layer, tuple(group), lock) for lock, group in by_lock.items()]
+
+    def _attempt(self, job: Job, wait: bool) -> bool:
+        """Build what a job lacks; False if another worker holds its lock and we do not wait."""
+        keys = {self._key(job.layer, scheme): scheme for scheme in job.schemes}
+        if all(map(self._is_ready, keys)):
+            return True
+        with self._shelf.building(job.lock, wait=wait) as held:
+            if held:
+                for key, scheme in keys.items():
+                    if not self._is_ready(key):
+                        self._make(key, job.layer, scheme)
+            return held
+
+    def _is_ready(self, key: str) -> bool:
+        return self._shelf.holds(key) or self._in_memory.get(key) is not None
+
+    def _find(self, key: str, name: str, scheme: Scheme) -> CompressedWeight | None:
+        entry = self._in_memory.get(key)
+        if entry is not None:
+            return entry
         try:
-            return read_entry(path, scheme)
+            return self._shelf.read(key, scheme)
         except FileNotFoundError:
             return None
         except DamagedEntryError as error:
-            _log.warning(
-                "The bank entry %s (layer %s, scheme %s) is damaged and is built again: %s.",
-                path,
-                name,
-                scheme,
-                error,
-            )
+            if key not in self._damaged:
+                _log.warning(
+                    "The bank entry %s (layer %s, scheme %s) is damaged and is built again: %s.",
+                    self._shelf.path(key),
+                    name,
+                    scheme,
+                    error,
+                )
+            self._damaged.add(key)
         except OSError as error:
-            self._warn_once(error)
+            self._say_unusable(error)
         return None
 
-    def _write(self, key: str, entry: CompressedWeight) -> None:
+    def _make(self, key: str, layer: LayerSpec, scheme: Scheme) -> CompressedWeight:
+        """Compress a layer and keep the result; the caller holds the lock."""
+        entry = self._build(layer, scheme)
         try:
-            write_entry(self._path(key), entry)
+            kept = self._shelf.write(key, entry)
         except OSError as error:
-            self._warn_once(error)
+            kept = False
+            self._say_unusable(error)
+        else:
+            if not kept:
+                self._say_once(
+                    "too large",
+                    f"A packed layer of {_packed_bytes(entry):,} bytes exceeds the bank's bound of "
+                    f"{self._shelf.capacity():,} bytes ({layer.name}); such layers are kept in "
+                    "memory and built again by every process. Give the bank more room.",
+                )
+        if kept:
+            self._damaged.discard(key)
+        else:
             self._in_memory.put(key, entry)
+        return entry
 
-    def _warn_once(self, error: OSError) -> None:
-        if not self._warned:
-            _log.warning(
-                "The bank directory %s cannot be used; compressed layers are kept in memory and "
-                "lost when this process ends: %s.",
-                self.root,
-                error,
-            )
-        self._warned = True
+    def _say_unusable(self, error: OSError) -> None:
+        self._say_once(
+            "unusable",
+            f"The bank directory {self.root} cannot be used; compressed layers are kept in memory "
+            f"and lost when this process ends: {error}.",
+        )
+
+    def _say_once(self, about: str, text: str) -> None:
+        """Warn, unless something was said about this before."""
+        if about not in self._said:
+            _log.warning("%s", text)
+        self._said.add(about)
 
     def _build(self, layer: LayerSpec, scheme: Scheme) -> CompressedWeight:
         weight = self._weights[layer.name]

@@ -7,7 +7,7 @@ from autocompress.core.layer import DTYPE_BYTES, ROLES, LayerSpec
 from autocompress.core.metrics import Measurement, Metrics, Quality, Resource, Resources
 from autocompress.core.registry import Registry
 from autocompress.core.scheme import BASE_SCHEME, OptionValue, Scheme, Stage
-from autocompress.core.trial import TrialRequest, TrialResult, TrialStatus
+from autocompress.core.trial import Bar, TrialRequest, TrialResult, TrialStatus
 
 __all__ = [
     "BASE_ALLOCATION",
@@ -15,6 +15,7 @@ __all__ = [
     "DTYPE_BYTES",
     "ROLES",
     "Allocation",
+    "Bar",
     "Footprint",
     "LayerSpec",
     "Measurement",

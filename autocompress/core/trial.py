@@ -15,11 +15,25 @@ class TrialStatus(StrEnum):
     """How a trial ended."""
 
     COMPLETE = "complete"
+    EARLY_STOPPED = "early_stopped"
     FAILED = "failed"
     OUT_OF_MEMORY = "out_of_memory"
     NOT_FINITE = "not_finite"
     TIMED_OUT = "timed_out"
     WORKER_DIED = "worker_died"
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What a trial has to beat to be measured on all sequences: a rival of no more bytes.
+
+    Attributes:
+        trial: number of the rival.
+        damages: the rival's damage of each sequence, see `TrialResult.damages`.
+    """
+
+    trial: int
+    damages: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +44,14 @@ class TrialRequest:
         number: order of the ask; names the trial, never seeds it.
         allocation: what to evaluate.
         source: who proposed it: ``baseline:base``, ``baseline:uniform-4bit``, ``sampler:tpe``.
+        bar: what may stop the trial early; no part of a request's identity, as it depends on what
+            other workers have finished.
     """
 
     number: int
     allocation: Allocation
     source: str
+    bar: Bar | None = field(default=None, compare=False)
 
     @property
     def is_baseline(self) -> bool:
@@ -53,14 +70,17 @@ class TrialResult:
 
     Attributes:
         request: what was asked.
-        status: how it ended; only ``complete`` carries metrics.
-        metrics: measured on search tokens.
+        status: how it ended; only ``complete`` and ``early_stopped`` carry metrics.
+        metrics: measured on search tokens; of an early-stopped trial on those that it saw, None
+            where so few give no estimate.
         seconds: wall time in the worker.
         n_tokens: tokens spent.
-        error: one line for people; empty when complete.
+        error: one line for people on why it is not complete; else empty.
         attempts: how often it was tried (a dead worker's trial is retried).
         notes: what methods said, e.g. a fallback and its reason.
         sampler_state: opaque to all but the sampler that wrote it (NSGA-II generations).
+        damages: damage of each sequence that was measured, in the split's order, summed over its
+            tokens (nats for a language model).
     """
 
     request: TrialRequest
@@ -72,11 +92,22 @@ class TrialResult:
     attempts: int = 1
     notes: tuple[str, ...] = ()
     sampler_state: Mapping[str, Any] = field(default_factory=dict)
+    damages: tuple[float, ...] = ()
 
     @property
     def is_complete(self) -> bool:
-        """True if the trial carries metrics."""
+        """True if the trial carries metrics of all search tokens."""
         return self.status is TrialStatus.COMPLETE and self.metrics is not None
+
+    @property
+    def is_early_stopped(self) -> bool:
+        """True if the trial was clearly beaten before it had seen all search tokens."""
+        return self.status is TrialStatus.EARLY_STOPPED
+
+    @property
+    def has_failed(self) -> bool:
+        """True if something went wrong: neither complete nor stopped early."""
+        return not self.is_complete and not self.is_early_stopped
 
     def to_json(self) -> dict[str, Any]:
         """One line of the journal."""
@@ -93,6 +124,7 @@ class TrialResult:
             "metrics": self.metrics.to_json() if self.metrics else None,
             "allocation": self.request.allocation.to_json(),
             "sampler_state": dict(self.sampler_state),
+            "damages": list(self.damages),
         }
 
     @classmethod
@@ -109,4 +141,5 @@ class TrialResult:
             attempts=int(data["attempts"]),
             notes=tuple(data["notes"]),
             sampler_state=dict(data["sampler_state"]),
+            damages=tuple(map(float, data.get("damages", ()))),  # journals of version 0.1 have none
         )

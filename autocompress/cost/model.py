@@ -64,8 +64,8 @@ class CostModel:
             UsageError: the allocation names a layer that the model does not have.
         """
         self._check_known(allocation)
-        parts = [self._layer(layer, allocation.scheme(layer.name)) for layer in self.layers]
-        parts.append(self._rest)
+        parts = [self.part(layer, allocation.scheme(layer.name)) for layer in self.layers]
+        parts.append(self.rest)
         roofline = f"{ANALYTIC} (roofline of {self.profile.name})"
         stored = sum(part.stored for part in parts)
         seconds = sum(part.seconds(self.profile) for part in parts)
@@ -99,11 +99,12 @@ class CostModel:
         wanted = None if self.searched_layers is None else set(self.searched_layers)
         return (layer for layer in self.layers if wanted is None or layer.name in wanted)
 
-    def _layer(self, layer: LayerSpec, scheme: Scheme) -> _Part:
+    def part(self, layer: LayerSpec, scheme: Scheme) -> CostPart:
+        """What one layer under a scheme adds to `resources`."""
         cost = layer_footprint(layer, scheme)
         looked_up = layer.kind == "embedding" and layer.macs_per_token == 0
         rows = layer.out_features if looked_up else None
-        return _Part(
+        return CostPart(
             stored=cost.storage_bytes,
             macs=cost.macs_per_token,
             moved=self._moved(cost, rows),
@@ -120,9 +121,10 @@ class CostModel:
         return (whole - inner) / rows + inner / self.tokens_per_pass
 
     @cached_property
-    def _rest(self) -> _Part:
+    def rest(self) -> CostPart:
+        """What all that is no layer adds to `resources`."""
         moved = self.other_bytes / self.tokens_per_pass
-        return _Part(self.other_bytes, self.other_macs_per_token, moved, decoded=0)
+        return CostPart(self.other_bytes, self.other_macs_per_token, moved, decoded=0)
 
     @cached_property
     def _names(self) -> frozenset[str]:
@@ -138,7 +140,7 @@ class CostModel:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class CostPart:
     """Cost of one layer, or of all that is no layer; bytes, and multiply-accumulates per token."""
 
     stored: int
@@ -149,6 +151,15 @@ class _Part:
     def seconds(self, profile: DeviceProfile) -> float:
         """Time per token: bound by arithmetic or by memory, whichever is longer."""
         return max(2 * self.macs / profile.flops_per_second, self.moved / profile.bytes_per_second)
+
+    def additive(self, profile: DeviceProfile) -> dict[str, float]:
+        """By the name of a resource, what is summed over parts; not so the peak memory."""
+        return {
+            "storage_bytes": self.stored,
+            "macs_per_token": self.macs,
+            "bytes_moved_per_token": self.moved,
+            "latency_ms_per_token": 1e3 * self.seconds(profile),
+        }
 
 
 @lru_cache(maxsize=1 << 17)

@@ -5,11 +5,12 @@ Imports torch, but neither transformers nor datasets.
 
 from autocompress.evaluate import tasks as _tasks  # registers the tasks
 from autocompress.evaluate.corpus import Corpus
+from autocompress.evaluate.curvature_loss import TaskLoss, curvature_batches
 from autocompress.evaluate.data import CORPORA, load_corpus
 from autocompress.evaluate.detection import detect_task
 from autocompress.evaluate.forward_plan import ForwardPlan, plan_forward, with_noise
 from autocompress.evaluate.splits import Example, Split, Splits, count_tokens, make_splits
-from autocompress.evaluate.task import TASKS, CorpusKind, Reference, Task
+from autocompress.evaluate.task import TASKS, CorpusKind, Reference, Scores, Task, join
 
 __all__ = [
     "CORPORA",
@@ -19,11 +20,15 @@ __all__ = [
     "Example",
     "ForwardPlan",
     "Reference",
+    "Scores",
     "Split",
     "Splits",
     "Task",
+    "TaskLoss",
     "count_tokens",
+    "curvature_batches",
     "detect_task",
+    "join",
     "load_corpus",
     "make_splits",
     "plan_forward",

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from autocompress.core import Quality, Registry
+from autocompress.core.errors import UsageError
 
 if TYPE_CHECKING:
     from autocompress.evaluate.corpus import Corpus
     from autocompress.evaluate.splits import Example, Split
 
 Reference = Mapping[str, Tensor]
-"""What `Task.measure` needs of the base model's outputs on one split: named CPU tensors without
+"""What `Task.score` needs of the base model's outputs on one split: named CPU tensors without
 bfloat16, so that a worker can be handed them as numpy arrays without a copy."""
+
+Scores = Mapping[str, Tensor]
+"""What a model did on each sequence: named CPU tensors of shape ``(n, ...)`` in the split's order,
+sums and counts in float64. Scores of consecutive pieces of a split are joined with `join`."""
+
+
+def join(pieces: Sequence[Scores]) -> Scores:
+    """The scores of consecutive pieces of a split as those of all their sequences."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 class CorpusKind(StrEnum):
@@ -91,14 +104,37 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def rows(self, reference: Reference, split: Split, start: int, stop: int) -> Reference:
+        """The part of a split's reference that belongs to its sequences start to stop - 1.
+
+        Views wherever the layout allows it.
+        """
+
+    @abstractmethod
+    def score(
+        self, module: nn.Module, split: Split, reference: Reference, *, batch_size: int
+    ) -> Scores:
+        """Run a model on a split, each sequence against the base's outputs on it.
+
+        The model is only read. Outputs that are not finite give scores that are not finite, never
+        an exception. The scores of a sequence do not depend on the split or on `batch_size` but
+        for rounding.
+        """
+
+    @abstractmethod
+    def damages(self, scores: Scores) -> Tensor:
+        """Damage of each sequence: (n,), float64, in nats or the like, summed over its tokens."""
+
+    @abstractmethod
+    def summarise(self, scores: Scores, split: Split, reference: Reference) -> Quality:
+        """Estimate the quality from the scores of all sequences of a split; costs no forward."""
+
     def measure(
         self, module: nn.Module, split: Split, reference: Reference, *, batch_size: int
     ) -> Quality:
-        """Score a model on a split against the base's outputs on the same split.
-
-        The model is only read. Outputs that are not finite give a quality that is not finite,
-        never an exception. The result does not depend on `batch_size` but for rounding.
-        """
+        """Score a model on a split and summarise; see `score` and `summarise`."""
+        scores = self.score(module, split, reference, batch_size=batch_size)
+        return self.summarise(scores, split, reference)
 
     @abstractmethod
     def tokens_per_pass(self, split: Split) -> int:
@@ -106,6 +142,40 @@ class Task(ABC):
 
         1 for decoding, which reads them again for each token, else the mean length of a sequence.
         """
+
+    def curvature_batches(self, split: Split, batch_size: int) -> list[dict[str, Tensor]]:
+        """As `batches`, with the data's labels where the task has any: for `curvature_loss`."""
+        return self.batches(split, batch_size)
+
+    def curvature_loss(
+        self,
+        module: nn.Module,  # noqa: ARG002 - nothing is differentiated here
+        batch: dict[str, Tensor],  # noqa: ARG002
+        generator: torch.Generator,  # noqa: ARG002
+        *,
+        empirical: bool = False,  # noqa: ARG002
+    ) -> Tensor:
+        """A scalar, summed over what is scored, whose gradients give the Fisher information.
+
+        ``E[(g . delta)^2] / 2``, g its gradient, is the summed damage of a small change delta.
+
+        Args:
+            module: the model; whether its parameters take part is the caller's choice.
+            batch: of `curvature_batches`.
+            generator: on the CPU; draws labels from the model's own distribution.
+            empirical: take the data's labels instead.
+
+        Raises:
+            UsageError: the task has no such loss, or no labels for the empirical one.
+        """
+        raise UsageError(
+            f"The task {self.name} defines no curvature loss. Next step: override "
+            "`Task.curvature_loss`, or search without a profile."
+        )
+
+    def n_scored(self, batch: dict[str, Tensor]) -> int:
+        """What a damage averages over, in one batch of `curvature_batches`: its sequences."""
+        return len(next(iter(batch.values())))
 
 
 TASKS: Registry[Task] = Registry("task", "autocompress.tasks")

@@ -12,9 +12,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from autocompress.core.errors import NoAnswerError, RunDirectoryError, nearest
+from autocompress.fronts.comparison import (
+    Comparison,
+    Differences,
+    against_baselines,
+    unpaired,
+)
 from autocompress.fronts.entries import (
     BaseEntry,
     BudgetSpent,
+    Finalized,
     Member,
     MemberQuality,
     ReferencePoint,
@@ -30,6 +37,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "BaseEntry",
     "BudgetSpent",
+    "Finalized",
     "FrontDocument",
     "Member",
     "MemberQuality",
@@ -59,6 +67,8 @@ class FrontDocument:
             fewest bytes first.
         reference_point: corner of the hypervolume's box.
         hypervolume: of the members; see `relative_hypervolume`.
+        comparisons: of each baseline with the best member at no more bytes; empty in files of
+            versions that did not compare.
     """
 
     study: StudySummary
@@ -67,6 +77,7 @@ class FrontDocument:
     members: tuple[Member, ...]
     reference_point: ReferencePoint
     hypervolume: float
+    comparisons: tuple[Comparison, ...] = ()
 
     @classmethod
     def of(
@@ -76,6 +87,8 @@ class FrontDocument:
         baselines: Iterable[Member],
         candidates: Iterable[Member],
         reference_point: ReferencePoint | None = None,
+        *,
+        differences: Differences = unpaired,
     ) -> FrontDocument:
         """The front of everything that was measured, with its knee and hypervolume.
 
@@ -86,20 +99,23 @@ class FrontDocument:
             candidates: measured members in any order; of equal ids the first one counts, and one
                 whose retained quality is NaN is left out.
             reference_point: by default a model that retains nothing at the size of the base.
+            differences: what separates a member from a baseline; see `paired`.
         """
         named = tuple(baselines)
         distinct = {m.id: m for m in reversed((*candidates, *named))}
         front = Front.of(distinct.values(), lambda m: (m.storage_bytes, -m.quality.retained))
         corner = reference_point or ReferencePoint()
+        members = _with_knee(sorted(front, key=lambda m: (m.storage_bytes, m.id)))
         return cls(
             study=study,
             base=base,
             baselines=named,
-            members=_with_knee(sorted(front, key=lambda m: (m.storage_bytes, m.id))),
+            members=members,
             reference_point=corner,
             hypervolume=relative_hypervolume(
                 ((m.quality.retained, m.storage_bytes) for m in front), base.storage_bytes, corner
             ),
+            comparisons=against_baselines(members, named, differences),
         )
 
     @property
@@ -117,6 +133,7 @@ class FrontDocument:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON document, as the schema describes it."""
+        compared = [comparison.to_json() for comparison in self.comparisons]
         return {
             "schema_version": SCHEMA_VERSION,
             "study": self.study.to_json(),
@@ -125,6 +142,7 @@ class FrontDocument:
             "reference_point": self.reference_point.to_json(),
             "hypervolume": self.hypervolume,
             "members": [member.to_json() for member in self.members],
+            **({"comparisons": compared} if compared else {}),
         }
 
     @classmethod
@@ -137,6 +155,7 @@ class FrontDocument:
             members=tuple(Member.from_json(m) for m in data["members"]),
             reference_point=ReferencePoint.from_json(data["reference_point"]),
             hypervolume=float(data["hypervolume"]),
+            comparisons=tuple(Comparison.from_json(c) for c in data.get("comparisons", ())),
         )
 
     def write(self, path: str | Path) -> Path:

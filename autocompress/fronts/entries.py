@@ -37,8 +37,7 @@ class MemberQuality:
             "retained": _finite(self.retained),
             "standard_error": _finite(self.standard_error),
             "metrics": {
-                name: {key: _finite(value) for key, value in metric.to_json().items()}
-                for name, metric in sorted(self.metrics.items())
+                name: _measurement_to_json(metric) for name, metric in sorted(self.metrics.items())
             },
         }
 
@@ -48,10 +47,7 @@ class MemberQuality:
         return cls(
             _number(data["retained"]),
             _number(data["standard_error"]),
-            {
-                name: Measurement(_number(m["value"]), _number(m["standard_error"]))
-                for name, m in data["metrics"].items()
-            },
+            {name: _measurement_from_json(m) for name, m in data["metrics"].items()},
         )
 
 
@@ -82,11 +78,61 @@ class BaseEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Finalized:
+    """How a member was rebuilt after the search, at the same bytes.
+
+    Attributes:
+        searched_as: id that it had.
+        statistics: name, in the run's cache, of the layer statistics that it was rebuilt with,
+            gathered block by block with all earlier blocks compressed.
+        statistics_digest: of their content.
+        changed: scheme that the search measured, of each layer whose scheme was replaced by one
+            with a stronger method.
+        search_damage: of the member as the search had it, on search tokens.
+        rebuilt_damage: of the rebuilt member on the same tokens.
+        difference: rebuilt minus searched, per sequence (summed over its tokens), paired.
+    """
+
+    searched_as: str
+    statistics: str
+    statistics_digest: str
+    changed: Mapping[str, str]
+    search_damage: Measurement
+    rebuilt_damage: Measurement
+    difference: Measurement
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; numbers that are not finite become null."""
+        return {
+            "searched_as": self.searched_as,
+            "statistics": self.statistics,
+            "statistics_digest": self.statistics_digest,
+            "changed": dict(sorted(self.changed.items())),
+            "search_damage": _measurement_to_json(self.search_damage),
+            "rebuilt_damage": _measurement_to_json(self.rebuilt_damage),
+            "difference": _measurement_to_json(self.difference),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Finalized:
+        """The inverse of `to_json`; null becomes NaN."""
+        return cls(
+            searched_as=str(data["searched_as"]),
+            statistics=str(data["statistics"]),
+            statistics_digest=str(data["statistics_digest"]),
+            changed=dict(data["changed"]),
+            search_damage=_measurement_from_json(data["search_damage"]),
+            rebuilt_damage=_measurement_from_json(data["rebuilt_damage"]),
+            difference=_measurement_from_json(data["difference"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """One compressed model: a member of the front, or a baseline.
 
     Attributes:
-        id: digest of the allocation.
+        id: digest of the allocation, and of the statistics if the member was finalized.
         bits_per_weight: stored bits of the searched layers over their weights; scales, zero
             points and masks included.
         storage_bytes: bytes of the exported file's tensors.
@@ -98,6 +144,7 @@ class Member:
         name: of a baseline, e.g. ``uniform-4bit``; empty for what a sampler proposed.
         source: who proposed it; empty if unknown.
         is_knee: True for the knee of the front.
+        finalized: how it was rebuilt after the search; None if it is as the search measured it.
     """
 
     id: str
@@ -111,6 +158,7 @@ class Member:
     name: str = ""
     source: str = ""
     is_knee: bool = False
+    finalized: Finalized | None = None
 
     @property
     def latency_ms_per_token(self) -> float:
@@ -119,7 +167,7 @@ class Member:
         return math.nan if latency is None else latency.value
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; empty `name` and `source` and a false `is_knee` are left out."""
+        """A JSON object; what is empty, false or None is left out."""
         optional = {"name": self.name, "source": self.source, "is_knee": self.is_knee}
         return {
             "id": self.id,
@@ -131,6 +179,7 @@ class Member:
             "resources": _resources_to_json(self.resources),
             "cost_efficiency": _finite(self.cost_efficiency),
             "allocation": dict(self.allocation),
+            **({"finalized": self.finalized.to_json()} if self.finalized else {}),
         }
 
     @classmethod
@@ -148,6 +197,7 @@ class Member:
             name=str(data.get("name", "")),
             source=str(data.get("source", "")),
             is_knee=bool(data.get("is_knee", False)),
+            finalized=Finalized.from_json(data["finalized"]) if "finalized" in data else None,
         )
 
 
@@ -260,6 +310,14 @@ def _finite(value: float) -> float | None:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
+
+
+def _measurement_to_json(measurement: Measurement) -> dict[str, float | None]:
+    return {key: _finite(value) for key, value in measurement.to_json().items()}
+
+
+def _measurement_from_json(data: Mapping[str, float | None]) -> Measurement:
+    return Measurement(_number(data["value"]), _number(data["standard_error"]))
 
 
 def _resources_to_json(resources: Resources) -> dict[str, Any]:

@@ -102,12 +102,14 @@ def find_member(document: FrontDocument, name: str) -> Member:
     Args:
         document: the front.
         name: an id, the start of an id that no other member or baseline shares, or the name of
-            a baseline.
+            a baseline. A finalized member also answers to the id that it had before, unless a
+            baseline still has it.
 
     Raises:
         UnknownNameError: nothing, or more than one thing, is called that.
     """
-    entries = {m.id: m for m in (*document.baselines, *document.members)}
+    rebuilt = {m.finalized.searched_as: m for m in document.members if m.finalized}
+    entries = rebuilt | {m.id: m for m in (*document.baselines, *document.members)}
     by_name = {m.name: m for m in document.baselines}
     exact = entries.get(name) or by_name.get(name)
     if exact is not None:

@@ -23,6 +23,7 @@ from autocompress.methods.compress import (
 )
 from autocompress.methods.problem import LayerProblem, LayerStatistics
 from autocompress.methods.schemes import canonical, check, needs
+from autocompress.methods.strongest import strongest
 
 __all__ = [
     "METHODS",
@@ -42,4 +43,5 @@ __all__ = [
     "decode_rows",
     "footprint",
     "needs",
+    "strongest",
 ]

@@ -65,11 +65,14 @@ class Method(ABC, Generic[OptionsT]):
         options: frozen dataclass of its options, each with a default, of type bool, int, float or
             str; ``__post_init__`` raises `SchemeError` naming the field of a bad value.
         summary: one line for ``autocompress methods``.
+        stronger: name of a method that takes the same options, stores the same and is better for
+            more work; empty if there is none. See `strongest`.
     """
 
     kind: ClassVar[StageKind]
     needs: ClassVar[Needs]
     summary: ClassVar[str]
+    stronger: ClassVar[str] = ""
     options: type[OptionsT]
 
     def read_options(self, stage: Stage) -> OptionsT:

@@ -18,6 +18,7 @@ class Magnitude(Sparsifier[SparsityOptions]):
     needs = Needs.NONE
     options = SparsityOptions
     summary = "drop the smallest weights of the layer"
+    stronger = "wanda"
 
     def n_kept(self, shape: tuple[int, int], options: SparsityOptions) -> int:
         """See `Sparsifier.n_kept`."""

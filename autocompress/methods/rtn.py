@@ -21,6 +21,7 @@ class RoundToNearest(Quantizer[GridOptions]):
     needs = Needs.DIAGONAL
     options = GridOptions
     summary = "round to nearest on a grid clipped by importance-weighted error"
+    stronger = "gptq"
 
     def quantize(
         self, problem: LayerProblem, mask: Tensor | None, options: GridOptions

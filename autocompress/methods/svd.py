@@ -15,6 +15,7 @@ class SVD(Factorizer[RankOptions]):
     needs = Needs.NONE
     options = RankOptions
     summary = "two thin factors from the singular value decomposition"
+    stronger = "svd_llm"
 
     def rank(self, options: RankOptions) -> int:
         """See `Factorizer.rank`."""

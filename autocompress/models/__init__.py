@@ -1,5 +1,12 @@
 """All that knows Hugging Face transformers: loading, layers, weights, calibration statistics."""
 
+from autocompress.models.curvature import (
+    CurvatureStore,
+    LayerCurvature,
+    predicted_damage,
+    predicted_damages,
+)
+from autocompress.models.curvature_pass import collect_curvature
 from autocompress.models.layout import ModelLayout, describe
 from autocompress.models.loading import (
     AUTO_CLASSES,
@@ -21,10 +28,13 @@ from autocompress.models.weights import (
 __all__ = [
     "AUTO_CLASSES",
     "BaseModel",
+    "CurvatureStore",
+    "LayerCurvature",
     "ModelLayout",
     "ResidentWeightsError",
     "StatisticsStore",
     "assert_untouched",
+    "collect_curvature",
     "collect_statistics",
     "describe",
     "load_base_model",
@@ -32,6 +42,8 @@ __all__ = [
     "load_processor",
     "model_digest",
     "overridden",
+    "predicted_damage",
+    "predicted_damages",
     "version_counters",
     "weight_matrix",
 ]

@@ -11,28 +11,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from autocompress.core import LayerSpec, digest, digest_bytes
-from autocompress.core.errors import ModelError, RunDirectoryError
+from autocompress.core.errors import ModelError
 from autocompress.methods import LayerStatistics
+from autocompress.models.calibration import (
+    Batch,
+    LayerInput,
+    TensorFiles,
+    second_moment,
+    token_rows,
+    wanted_inputs,
+    windows,
+)
 from autocompress.models.layout import ModelLayout
 from autocompress.models.streams import TokenMasks, encoder_prefix
 
 _log = logging.getLogger(__name__)
 
 _FORMAT = "layer statistics 1"
-_ACCUMULATOR_BYTES = 8  # sums over batches are kept in float64
-
-Batch = Mapping[str, Tensor]
 Progress = Callable[[int, int], None]
 """Called after each forward with the number of forwards done and their total."""
 
@@ -51,9 +54,10 @@ class StatisticsStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._files = TensorFiles(root, _FORMAT, "Layer statistics")
 
     def __contains__(self, input_name: object) -> bool:
-        return isinstance(input_name, str) and self._header(input_name) is not None
+        return isinstance(input_name, str) and self._files.header(input_name) is not None
 
     def get(self, layer: LayerSpec) -> LayerStatistics:
         """Statistics of the layer's input; none for an embedding that is not also the head.
@@ -63,7 +67,7 @@ class StatisticsStore:
         """
         if layer.input_name is None:
             return LayerStatistics.none()
-        header = self._header(layer.input_name)
+        header = self._files.header(layer.input_name)
         if header is None:
             raise ModelError(
                 f"Layer {layer.name!r} needs the statistics of its input {layer.input_name!r}, "
@@ -71,8 +75,7 @@ class StatisticsStore:
             )
         hessian = None
         if header["n_tokens"] != "0":
-            with safe_open(self._path(layer.input_name), framework="pt") as file:
-                hessian = file.get_tensor("hessian")
+            hessian = self._files.tensors(layer.input_name)["hessian"]
         return LayerStatistics(hessian, int(header["n_tokens"]), header["digest"])
 
     def put(self, input_name: str, hessian: Tensor | None, n_tokens: int) -> None:
@@ -83,49 +86,17 @@ class StatisticsStore:
         """
         tensors = {} if hessian is None else {"hessian": hessian.contiguous()}
         content = [digest_bytes(t.numpy().data.cast("B")) for t in tensors.values()]
-        metadata = {
-            "format": _FORMAT,
+        header = {
             "input_name": input_name,
             "n_tokens": str(n_tokens),
             "digest": digest([_FORMAT, n_tokens, *content]),
         }
-        path = self._path(input_name)
-        partial = path.with_suffix(".partial")
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, partial, metadata)
-            partial.replace(path)
-        except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise RunDirectoryError(
-                f"Layer statistics must be written to {self.root}, but that failed: {error}. "
-                "Free some space or choose another folder."
-            ) from error
+        self._files.write(input_name, tensors, header)
 
     @property
     def digest(self) -> str:
         """Digest of everything stored: equal content, equal digest."""
-        headers = (_read_header(path) for path in self.root.glob("*.safetensors"))
-        return digest(sorted([h["input_name"], h["digest"]] for h in headers if h is not None))
-
-    def _path(self, input_name: str) -> Path:
-        return self.root / f"{digest(input_name)}.safetensors"
-
-    def _header(self, input_name: str) -> dict[str, str] | None:
-        path = self._path(input_name)
-        return _read_header(path) if path.exists() else None
-
-
-def _read_header(path: Path) -> dict[str, str] | None:
-    """Metadata of a statistics file; None, with a warning, if it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        _log.warning("Layer statistics in %s are damaged (%s); collecting again.", path, error)
-        return None
-    return metadata if metadata.get("format") == _FORMAT else None
+        return digest(sorted([h["input_name"], h["digest"]] for h in self._files.headers()))
 
 
 def collect_statistics(
@@ -159,12 +130,12 @@ def collect_statistics(
         ModelError: an activation is not finite; a layer name is unknown.
         RunDirectoryError: the store cannot be written.
     """
-    wanted = _wanted_inputs(layout, layers)
+    wanted = wanted_inputs(layout, layers)
     missing = [item for item in wanted if item.name not in store]
-    windows = list(_windows(missing, memory_budget_bytes))
+    parts = list(windows(missing, memory_budget_bytes))
     masks = TokenMasks(encoder_prefix(module))
-    done, total = 0, len(windows) * len(batches)
-    for window in windows:
+    done, total = 0, len(parts) * len(batches)
+    for window in parts:
         sums = {item.name: _Accumulator(item) for item in window}
         for batch in batches:
             _observe(module, batch, sums, masks)
@@ -175,32 +146,17 @@ def collect_statistics(
             store.put(name, *accumulator.result())
 
 
-@dataclass(frozen=True, slots=True)
-class _Input:
-    """A distinct layer input: the layer that names it, its width and where it is read."""
-
-    name: str
-    width: int
-    block: int | None
-    reads_encoder_output: bool
-
-    @property
-    def n_bytes(self) -> int:
-        return _ACCUMULATOR_BYTES * self.width**2
-
-
 class _Accumulator:
     """Running sum of ``X^T X``."""
 
-    def __init__(self, item: _Input) -> None:
+    def __init__(self, item: LayerInput) -> None:
         self.item = item
         self._sum: Tensor | None = None
         self._n_tokens = 0
 
     def add(self, rows: Tensor) -> None:
         """Add (n, d) rows of any float dtype."""
-        rows = rows.to(torch.float32)
-        product = rows.T @ rows
+        product = second_moment(rows)
         if self._sum is None:
             self._sum = torch.zeros_like(product, dtype=torch.float64)
         self._sum += product
@@ -221,32 +177,6 @@ class _Accumulator:
                 "check its weights."
             )
         return hessian, self._n_tokens
-
-
-def _wanted_inputs(layout: ModelLayout, layers: Collection[str] | None) -> list[_Input]:
-    """Distinct inputs in execution order: the blocks first, then what follows them."""
-    chosen = layout.layers if layers is None else [layout.layer(name) for name in layers]
-    names = {layer.input_name for layer in chosen}
-    inputs: dict[str, _Input] = {}
-    for layer in layout.layers:
-        name = layer.input_name
-        if name is not None and name in names and name not in inputs:
-            crossed = layer.role in ("cross_key", "cross_value")
-            inputs[name] = _Input(name, layer.in_features, layer.block, crossed)
-    after = len(layout.blocks)
-    return sorted(inputs.values(), key=lambda item: after if item.block is None else item.block)
-
-
-def _windows(inputs: Sequence[_Input], budget: int) -> Iterator[list[_Input]]:
-    """Cut into runs of consecutive inputs whose accumulators fit the budget, or single inputs."""
-    window: list[_Input] = []
-    for item in inputs:
-        if window and sum(i.n_bytes for i in window) + item.n_bytes > budget:
-            yield window
-            window = []
-        window.append(item)
-    if window:
-        yield window
 
 
 class _AllSeen(Exception):  # noqa: N818  # it is no error
@@ -277,7 +207,7 @@ def _hooks(
 
         def observe(_: nn.Module, arguments: tuple[Any, ...]) -> None:
             mask = masks.of(item.name, inputs, reads_encoder_output=item.reads_encoder_output)
-            accumulator.add(_rows(arguments[0], mask))
+            accumulator.add(token_rows(arguments[0], mask))
             pending.discard(item.name)
             if not pending:
                 raise _AllSeen
@@ -289,14 +219,3 @@ def _hooks(
             handle = module.get_submodule(name).register_forward_pre_hook(watch(accumulator))
             stack.callback(handle.remove)
         yield
-
-
-def _rows(activations: Tensor, mask: Tensor | None) -> Tensor:
-    """(n, d) rows of the tokens that count, of activations (..., d).
-
-    A mask of another shape than the leading axes does not speak about these rows (pooled vectors,
-    image patches, sequences that the model itself has unpadded): then all count.
-    """
-    if mask is not None and mask.shape == activations.shape[:-1]:
-        return activations[mask]
-    return activations.reshape(-1, activations.shape[-1])

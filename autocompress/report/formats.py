@@ -40,6 +40,11 @@ def plus_minus(value: float, standard_error: float) -> str:
     return f"{value:.{digits}f} ± {max(standard_error, 10.0**-digits):.{digits}f}"
 
 
+def signed(value: float, standard_error: float) -> str:
+    """As `plus_minus`, for a difference: ``+0.012 ± 0.003``."""
+    return ("+" if value > 0 else "") + plus_minus(value, standard_error)
+
+
 def fixed(value: float) -> str:
     """Three decimals for values around 1, fewer for larger ones."""
     return f"{value:.{fixed_digits(value)}f}" if math.isfinite(value) else _UNKNOWN

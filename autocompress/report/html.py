@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.core import TrialResult
 from autocompress.core.errors import RunDirectoryError
-from autocompress.fronts import FrontDocument, Member
+from autocompress.fronts import FrontDocument, Member, comparison_summary
 from autocompress.report import formats
 from autocompress.report.page_data import page_data, trial_summary
 
@@ -52,6 +52,8 @@ def render_report(
             tiles=tiles(document),
             beaten_baselines=_beaten_baselines(document),
             metric_names=_metric_names(document),
+            compared=comparison_summary(document.comparisons),
+            member_names={m.id: m.name or m.id[:8] for m in document.members},
             resource_origins={n: r.origin for n, r in document.base.resources.items()},
             summary=trial_summary(trials),
             groups=_groups(document, provenance),
@@ -119,7 +121,7 @@ def environment() -> Environment:
         count=formats.count,
         words=lambda name: name.replace("_", " "),
     )
-    env.globals.update(plus_minus=formats.plus_minus)
+    env.globals.update(plus_minus=formats.plus_minus, signed=formats.signed)
     return env
 
 

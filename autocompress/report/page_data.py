@@ -88,7 +88,7 @@ def trial_summary(trials: Iterable[TrialResult]) -> dict[str, Any]:
     counts = Counter(trial.status.value for trial in ordered)
     return {
         "counts": dict(sorted(counts.items(), key=lambda item: (item[0] != "complete", item[0]))),
-        "failed": [trial for trial in ordered if not trial.is_complete],
+        "failed": [trial for trial in ordered if trial.has_failed],
         "notes": [trial for trial in ordered if trial.notes],
         "seconds": sum(trial.seconds for trial in ordered),
     }

@@ -30,6 +30,10 @@ class TrialProgress(Protocol):
         """Finished trials."""
 
     @property
+    def n_early_stopped(self) -> int:
+        """Those of them that were stopped early."""
+
+    @property
     def fraction(self) -> float:
         """Share of the budget that is spent."""
 
@@ -114,7 +118,10 @@ class StudyProgress:
 
     def trial(self, progress: TrialProgress) -> None:
         """Show where the study stands after a trial."""
-        note = f"{progress.n_done} trials, {len(progress.best)} on the front"
+        note = f"{progress.n_done} trials"
+        if progress.n_early_stopped:
+            note += f" ({progress.n_early_stopped} stopped early)"
+        note += f", {len(progress.best)} on the front"
         if progress.remaining:
             note += f", {progress.remaining} left"
         if not self._is_live:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autocompress.core import Resource
-from autocompress.fronts import FrontDocument, Member
+from autocompress.fronts import Finalized, FrontDocument, Member, comparison_summary
 from autocompress.objectives import Candidate, Check
 from autocompress.report import formats
 
@@ -28,7 +28,7 @@ class Verified(Protocol):
 
 
 def front_table(document: FrontDocument) -> RenderableType:
-    """Members, beaten baselines and the base model, smallest first, with a line that sums up.
+    """Members, beaten baselines and the base model, smallest first, then each baseline's rival.
 
     The first column is what `autocompress export` accepts: the name of a
     baseline, or the start of an id.
@@ -41,6 +41,7 @@ def front_table(document: FrontDocument) -> RenderableType:
         marks = {
             "knee": member.is_knee and member.id in on_front,
             "best ce": best is not None and member.id == best.id,
+            "finalized": member.finalized is not None,
             "beaten": member.id not in on_front,
         }
         note = ", ".join(name for name, applies in marks.items() if applies)
@@ -60,7 +61,8 @@ def front_table(document: FrontDocument) -> RenderableType:
         f"{formats.fixed(document.hypervolume)}; {formats.duration(spent.seconds)}; "
         f"ce = cost efficiency"
     )
-    return Group(table, Text(summary, style="dim"))
+    shown: list[RenderableType] = [table, Text(summary, style="dim")]
+    return Group(*shown, *_comparisons(document)) if document.comparisons else Group(*shown)
 
 
 def member_table(member: Member) -> RenderableType:
@@ -82,6 +84,7 @@ def member_table(member: Member) -> RenderableType:
                 if name != "storage_bytes"
             },
             "cost efficiency": _number(member.cost_efficiency),
+            **({"finalized": _finalized(member.finalized)} if member.finalized else {}),
         }
     )
     schemes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -157,6 +160,20 @@ def methods_table(methods: Iterable[Mapping[str, Any]]) -> RenderableType:
     return table
 
 
+def samplers_table(samplers: Iterable[Mapping[str, Any]]) -> RenderableType:
+    """Samplers: name, what each uses to propose trials, and its summary."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("sampler", style="bold", no_wrap=True)
+    table.add_column("uses", no_wrap=True)
+    table.add_column("summary", overflow="fold")
+    for sampler in samplers:
+        learns = ["predictions"] if sampler["needs_table"] else []
+        learns += ["trials"] if sampler["adaptive"] else []
+        uses = " and ".join(learns) or "nothing"
+        table.add_row(Text(sampler["name"]), Text(uses), Text(sampler["summary"]))
+    return table
+
+
 def _table(first: str, *numeric: str, title: str | None = None) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=title)
     table.title_justify = "left"
@@ -177,6 +194,25 @@ def _facts(rows: Mapping[str, str], header: tuple[str, str] | None = None) -> Ta
     return table
 
 
+def _comparisons(document: FrontDocument) -> list[RenderableType]:
+    """Each baseline against the best member at no more bytes, and a line that sums up."""
+    names = {m.id: m.name or m.id[:8] for m in document.members}
+    table = _table("baseline", "best that fits", "saves", "Δ retained", "verdict")
+    for compared in document.comparisons:
+        difference = compared.difference
+        if difference is None:
+            numbers = ["–"] * 3
+        else:
+            retained = difference.retained
+            numbers = [
+                names.get(compared.member, compared.member[:8]),
+                formats.size(compared.bytes_saved),
+                formats.signed(retained.value, retained.standard_error),
+            ]
+        table.add_row(Text(compared.baseline), *numbers, Text(compared.label))
+    return [table, Text(comparison_summary(document.comparisons), style="dim")]
+
+
 def _numbers(member: Member) -> tuple[str, ...]:
     return (
         formats.size(member.storage_bytes),
@@ -184,6 +220,14 @@ def _numbers(member: Member) -> tuple[str, ...]:
         f"{member.bits_per_weight:.2f}",
         _retained(member),
         _number(member.cost_efficiency),
+    )
+
+
+def _finalized(rebuilt: Finalized) -> str:
+    before, after = rebuilt.search_damage.value, rebuilt.rebuilt_damage.value
+    return (
+        f"damage on search tokens {formats.significant(before)} → {formats.significant(after)}; "
+        f"{len(rebuilt.changed)} layers by stronger methods; was {rebuilt.searched_as[:8]}"
     )
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from autocompress.search.driver import Driver
     from autocompress.search.journal import Journal, read_journal
     from autocompress.search.mirror import Mirror
+    from autocompress.search.racing import DEFAULT_RACING, Racing
     from autocompress.search.run_trial import run_trial
     from autocompress.search.sampler import Sampler
     from autocompress.search.samplers import SAMPLERS
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from autocompress.search.study import Progress, Study
 
 __all__ = [
+    "DEFAULT_RACING",
     "SAMPLERS",
     "Budget",
     "ContextParts",
@@ -28,6 +30,7 @@ __all__ = [
     "Journal",
     "Mirror",
     "Progress",
+    "Racing",
     "Sampler",
     "Spent",
     "Study",
@@ -38,6 +41,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "DEFAULT_RACING": "racing",
     "SAMPLERS": "samplers",
     "Budget": "budget",
     "ContextParts": "shipping",
@@ -45,6 +49,7 @@ _MODULES = {
     "Journal": "journal",
     "Mirror": "mirror",
     "Progress": "study",
+    "Racing": "racing",
     "Sampler": "sampler",
     "Spent": "budget",
     "Study": "study",

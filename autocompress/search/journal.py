@@ -19,6 +19,9 @@ from autocompress.core.errors import AutocompressError, RunDirectoryError
 
 _log = logging.getLogger(__name__)
 
+JOURNAL_FILE = "trials.jsonl"
+"""Name of a study's journal in its run directory."""
+
 
 @dataclass(frozen=True, slots=True)
 class JournalContents:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from autocompress.core import Allocation, Registry, TrialResult
+from autocompress.search.option_table import OptionTable
 from autocompress.spaces import SearchSpace
 
 Constraints = Callable[[TrialResult], Mapping[str, float]]
@@ -24,18 +25,26 @@ class Sampler(ABC):
         summary: one line for people.
         adaptive: False if proposals do not depend on what trials measured; the sequence is then
             the same whatever the number of workers.
+        needs_table: True if it cannot work without predicted damages.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     adaptive: ClassVar[bool]
+    needs_table: ClassVar[bool] = False
 
     def __init__(
-        self, space: SearchSpace, *, seed: int, constraints: Constraints | None = None
+        self,
+        space: SearchSpace,
+        *,
+        seed: int,
+        constraints: Constraints | None = None,
+        table: OptionTable | None = None,
     ) -> None:
         self.space = space
         self.seed = seed
         self.constraints = constraints
+        self.table = table
 
     @abstractmethod
     def ask(self, number: int) -> Allocation:

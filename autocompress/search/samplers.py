@@ -1,4 +1,4 @@
-"""Samplers on Optuna's ask and tell: `random`, `tpe`, `nsga2`.
+"""All samplers; here those that are Optuna's own, on its ask and tell.
 
 Each choice of the space is one integer parameter: the index of its option. Options are sorted by
 stored bytes, so neighbouring values are neighbouring sizes.
@@ -6,27 +6,39 @@ stored bytes, so neighbouring values are neighbouring sizes.
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autocompress.core import Allocation, TrialResult, derived_seed
 from autocompress.objectives import LOSS_NAMES, losses
+from autocompress.search import peers
+from autocompress.search.guided.sampler import Guided
 from autocompress.search.opening import crossed_baselines
+from autocompress.search.option_table import OptionTable
 from autocompress.search.sampler import SAMPLERS, Constraints, Sampler
 from autocompress.spaces import SearchSpace
 
-__all__ = ["SAMPLERS", "Nsga2", "OptunaSampler", "RandomSearch", "Tpe", "distributions"]
-
-_DRAWS = 8
-"""Proposals of the method itself before the redraws become uniform, and again as many of those."""
+__all__ = [
+    "SAMPLERS",
+    "Gp",
+    "Guided",
+    "Nsga2",
+    "OptunaSampler",
+    "RandomSearch",
+    "Tpe",
+    "distributions",
+    "peers",
+]
 
 Levels = tuple[tuple[str, int], ...]
 
@@ -37,7 +49,13 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 
 
 def outcome(result: TrialResult, constraints: Constraints | None) -> dict[str, Any]:
-    """State, values and constraints of a finished trial in Optuna's words."""
+    """State, values and constraints of a finished trial in Optuna's words.
+
+    A trial that was stopped early is a pruned one and has no values: those on fewer tokens cannot
+    be compared with the others'.
+    """
+    if result.is_early_stopped:
+        return {"state": TrialState.PRUNED}
     if result.metrics is None or not result.is_complete:
         return {"state": TrialState.FAIL}
     values = {"state": TrialState.COMPLETE, "values": list(losses(result.metrics))}
@@ -68,7 +86,7 @@ class _Reproducible(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         params: dict[str, Any] = {}
-        for draw in range(2 * _DRAWS):
+        for draw in range(2 * self._owner.n_draws):
             params = self._draw(draw, study, trial, search_space)
             if not self._owner.was_seen(params):
                 break
@@ -83,7 +101,7 @@ class _Reproducible(BaseSampler):
     ) -> dict[str, Any]:
         owner = self._owner
         params: dict[str, Any] = {}
-        if draw < _DRAWS:
+        if draw < owner.n_draws:
             seed = derived_seed(owner.seed, owner.name, self._number, draw)
             params = owner.make_sampler(seed).sample_relative(study, trial, search_space)
             if not params and owner.adaptive:  # too few trials for the method itself
@@ -108,12 +126,24 @@ class _Reproducible(BaseSampler):
 
 
 class OptunaSampler(Sampler):
-    """A sampler that is an Optuna sampler over an in-memory study with two losses."""
+    """A sampler that is an Optuna sampler over an in-memory study with two losses.
+
+    Attributes:
+        n_draws: proposals of the method itself before the redraws become uniform, and again as
+            many of those.
+    """
+
+    n_draws: ClassVar[int] = 8
 
     def __init__(
-        self, space: SearchSpace, *, seed: int, constraints: Constraints | None = None
+        self,
+        space: SearchSpace,
+        *,
+        seed: int,
+        constraints: Constraints | None = None,
+        table: OptionTable | None = None,
     ) -> None:
-        super().__init__(space, seed=seed, constraints=constraints)
+        super().__init__(space, seed=seed, constraints=constraints, table=table)
         self.distributions = distributions(space)
         self.study = new_study()
         self._pending: dict[int, Trial] = {}
@@ -206,6 +236,22 @@ class Tpe(OptunaSampler):
     def make_sampler(self, seed: int) -> BaseSampler:
         """Running trials count as bad ones, so that workers do not meet at one point."""
         return TPESampler(seed=seed, multivariate=True, constant_liar=True)
+
+
+@SAMPLERS.register("gp")
+class Gp(OptunaSampler):
+    """Gaussian processes and expected hypervolume improvement (Daulton et al., 2020)."""
+
+    name = "gp"
+    summary = "Gaussian processes of both losses; few choices and few trials only, slow beyond"
+    adaptive = True
+    n_draws = 2  # each takes seconds
+
+    def make_sampler(self, seed: int) -> BaseSampler:
+        """Optuna's; its kernel is refitted for each proposal, in a time cubic in the trials."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return GPSampler(seed=seed)
 
 
 class OrderedNsga2(NSGAIISampler):

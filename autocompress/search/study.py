@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from autocompress.core import BASE_ALLOCATION, Allocation, TrialRequest, TrialResult
+from autocompress.core import BASE_ALLOCATION, Allocation, Bar, TrialRequest, TrialResult
 from autocompress.core.errors import BudgetError, RunDirectoryError, TrialError
 from autocompress.fronts import Front
 from autocompress.objectives import losses
@@ -18,6 +18,7 @@ from autocompress.search.driver import Driver
 from autocompress.search.interrupts import interrupt_deferred
 from autocompress.search.journal import Journal
 from autocompress.search.mirror import Mirror
+from autocompress.search.racing import DEFAULT_RACING, Racing, Rivals, searched_bytes
 from autocompress.search.sampler import Sampler
 from autocompress.spaces import SearchSpace
 
@@ -33,6 +34,7 @@ class Progress:
 
     Attributes:
         n_done: finished trials, earlier runs included.
+        n_early_stopped: those of them that were stopped early.
         fraction: share of the scarcest budget that is spent, 0 to 1.
         remaining: what is left of each budget, for people.
         best: the measured trials that no other trial beats on both damage and bytes, by damage.
@@ -40,6 +42,7 @@ class Progress:
     """
 
     n_done: int
+    n_early_stopped: int
     fraction: float
     remaining: str
     best: tuple[TrialResult, ...]
@@ -60,6 +63,8 @@ class Study:
         driver: where trials run.
         journal: open for writing.
         budget: for the journal's trials and the new ones together.
+        racing: gives each proposal a rival of no more bytes, which may end it early where the
+            driver's context has rungs (`TrialContext.with_racing`); None runs all to the end.
         mirror: told each finished trial.
         progress: called after each finished trial, in this process.
 
@@ -76,6 +81,7 @@ class Study:
         journal: Journal,
         budget: Budget,
         *,
+        racing: Racing | None = DEFAULT_RACING,
         mirror: Mirror | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> None:
@@ -94,6 +100,8 @@ class Study:
         self._running: dict[int, TrialRequest] = {}
         self._tried: set[Allocation] = set()
         self._front: Front[TrialResult] = Front()
+        self._rivals = Rivals() if racing is not None else None
+        self._n_early_stopped = 0
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._replay(journal.read())
@@ -162,7 +170,7 @@ class Study:
             if request is None:
                 return
             known = self._known.get(request.allocation)
-            if known is not None:
+            if known is not None and not (request.is_baseline and known.is_early_stopped):
                 self._finish(_repeated(known, request))
                 continue
             self._running[number] = request
@@ -185,7 +193,16 @@ class Study:
         """The sampler's next allocation; None if the space holds no further one."""
         if len(self._tried) >= self._space.n_combinations:
             return None
-        return TrialRequest(number, self._sampler.ask(number), f"sampler:{self._sampler.name}")
+        allocation = self._sampler.ask(number)
+        return TrialRequest(
+            number, allocation, f"sampler:{self._sampler.name}", self._bar(allocation)
+        )
+
+    def _bar(self, allocation: Allocation) -> Bar | None:
+        if self._rivals is None:
+            return None
+        storage_bytes = searched_bytes(self._space, allocation)
+        return None if storage_bytes is None else self._rivals.bar(storage_bytes)
 
     def _finish(self, result: TrialResult) -> None:
         """Journal first, so that what is told is never lost; all of it or nothing."""
@@ -207,6 +224,7 @@ class Study:
         self._progress(
             Progress(
                 n_done=len(self._done),
+                n_early_stopped=self._n_early_stopped,
                 fraction=self._budget.fraction(spent),
                 remaining=self._budget.remaining(spent),
                 best=self._front.members,
@@ -216,9 +234,20 @@ class Study:
 
     def _learn(self, result: TrialResult) -> None:
         self._done[result.request.number] = result
-        self._known.setdefault(result.request.allocation, result)
+        known = self._known.get(result.request.allocation)
+        if known is None or (known.is_early_stopped and result.is_complete):
+            self._known[result.request.allocation] = result
         self._note_tried(result.request.allocation)
+        self._n_early_stopped += result.is_early_stopped
+        self._enter_race(result)
         self._sampler.tell(result)
+
+    def _enter_race(self, result: TrialResult) -> None:
+        if self._rivals is None or not result.is_complete:
+            return
+        storage_bytes = searched_bytes(self._space, result.request.allocation)
+        if storage_bytes is not None:
+            self._rivals.add(storage_bytes, result)
 
     def _note_tried(self, allocation: Allocation) -> None:
         if allocation not in self._tried and allocation in self._space:
@@ -230,7 +259,7 @@ class Study:
 
     def _require_some_success(self, after: int) -> None:
         failed = len(self._done)
-        if failed < after or any(r.is_complete for r in self._done.values()):
+        if failed < after or not all(r.has_failed for r in self._done.values()):
             return
         first = min(self._done.values(), key=lambda r: r.request.number)
         raise TrialError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from autocompress.core import (
 )
 from autocompress.core.errors import TrialError
 from autocompress.cost import DEFAULT_PROFILE, PROFILES, CostModel
-from autocompress.evaluate import Corpus, CorpusKind, Example, Reference, Split, Task
+from autocompress.evaluate import Corpus, CorpusKind, Example, Reference, Scores, Split, Task
 from autocompress.methods import LayerStatistics
 from autocompress.models import ModelLayout, version_counters, weight_matrix
 from autocompress.search.context import TrialContext
@@ -43,6 +43,7 @@ from autocompress.spaces.space import Choice, Option, SearchSpace
 WIDTH = 32
 LAYERS = ("first", "second", "third")
 _SCRIBBLE = 12345.0
+_POWER = 0.86  # mean square of the base's outputs, rounded
 
 
 class Chain(nn.Module):
@@ -103,16 +104,28 @@ class OutputError(Task):
         """The base model's outputs."""
         return {"outputs": self._outputs(module, split, batch_size)}
 
-    def measure(
+    def rows(self, reference: Reference, split: Split, start: int, stop: int) -> Reference:  # noqa: ARG002
+        """One vector is one sequence."""
+        return {"outputs": reference["outputs"][start:stop]}
+
+    def score(
         self, module: nn.Module, split: Split, reference: Reference, *, batch_size: int
-    ) -> Quality:
-        """Damage is the error relative to the outputs' power."""
+    ) -> Scores:
+        """The error of each vector relative to the outputs' typical power."""
         first, second = (cast(Tensor, module.get_submodule(n).weight) for n in LAYERS[:2])
         if float(first[0, 0]) == _SCRIBBLE:
             second.mul_(2.0)
         base = reference["outputs"]
         outputs = self._outputs(module, split, batch_size)
-        errors = (outputs - base).square().mean(1) / base.square().mean()
+        return {"error": ((outputs - base).square().mean(1) / _POWER).double()}
+
+    def damages(self, scores: Scores) -> Tensor:
+        """The errors."""
+        return scores["error"]
+
+    def summarise(self, scores: Scores, split: Split, reference: Reference) -> Quality:  # noqa: ARG002
+        """Damage is the mean error."""
+        errors = scores["error"]
         damage = Measurement(float(errors.mean()), float(errors.std()) / len(errors) ** 0.5)
         return Quality(
             1.0 - damage.value, damage.standard_error, damage, {self.damage: damage}, len(errors)
@@ -139,6 +152,9 @@ class ScriptedBank(Bank):
     ``scribble`` makes the task write to the base model; ``crash`` ends the process, ``crash_once``
     only the first time; ``hang`` never comes back.
     """
+
+    def prepare(self, allocation: Mapping[str, Scheme]) -> None:
+        """Misbehaviours are not built ahead."""
 
     def dense(self, name: str, scheme: Scheme, dtype: torch.dtype) -> Tensor:
         """The matrix, or the misbehaviour."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from autocompress.core import Measurement, Quality, derived_seed
-from autocompress.evaluate import Corpus, Example, Reference, Split, Task
+from autocompress.evaluate import Corpus, Example, Reference, Scores, Split, Task
 
 if TYPE_CHECKING:
     from autocompress.evaluate import CorpusKind
@@ -27,7 +27,7 @@ class EvaluationFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class WrappedTask(Task):
-    """Does as the task that it wraps; subclasses change `measure`."""
+    """Does as the task that it wraps; subclasses change `score` or `summarise`."""
 
     wrapped: Task
 
@@ -83,11 +83,23 @@ class WrappedTask(Task):
         """See `Task.reference`."""
         return self.wrapped.reference(module, split, batch_size=batch_size)
 
-    def measure(
+    def rows(self, reference: Reference, split: Split, start: int, stop: int) -> Reference:
+        """See `Task.rows`."""
+        return self.wrapped.rows(reference, split, start, stop)
+
+    def score(
         self, module: nn.Module, split: Split, reference: Reference, *, batch_size: int
-    ) -> Quality:
-        """See `Task.measure`."""
-        return self.wrapped.measure(module, split, reference, batch_size=batch_size)
+    ) -> Scores:
+        """See `Task.score`."""
+        return self.wrapped.score(module, split, reference, batch_size=batch_size)
+
+    def damages(self, scores: Scores) -> Tensor:
+        """See `Task.damages`."""
+        return self.wrapped.damages(scores)
+
+    def summarise(self, scores: Scores, split: Split, reference: Reference) -> Quality:
+        """See `Task.summarise`."""
+        return self.wrapped.summarise(scores, split, reference)
 
     def tokens_per_pass(self, split: Split) -> int:
         """See `Task.tokens_per_pass`."""
@@ -106,11 +118,9 @@ class NoisyTask(WrappedTask):
     scale: float = 0.01
     seed: int = 0
 
-    def measure(
-        self, module: nn.Module, split: Split, reference: Reference, *, batch_size: int
-    ) -> Quality:
+    def summarise(self, scores: Scores, split: Split, reference: Reference) -> Quality:
         """The wrapped task's quality with noise."""
-        quality = super().measure(module, split, reference, batch_size=batch_size)
+        quality = super().summarise(scores, split, reference)
         draw = _draw("noise", self.seed, quality)
         damage = quality.damage
         return replace(
@@ -136,11 +146,9 @@ class FailingTask(WrappedTask):
     share: float = 1.0
     seed: int = 0
 
-    def measure(
-        self, module: nn.Module, split: Split, reference: Reference, *, batch_size: int
-    ) -> Quality:
+    def summarise(self, scores: Scores, split: Split, reference: Reference) -> Quality:
         """The wrapped task's quality, or an error."""
-        quality = super().measure(module, split, reference, batch_size=batch_size)
+        quality = super().summarise(scores, split, reference)
         if _draw("failure", self.seed, quality).random() < self.share:
             raise EvaluationFailedError(
                 f"A failing task fails {self.share:.0%} of its trials, and this is one of them."
@@ -160,11 +168,9 @@ class NotFiniteTask(WrappedTask):
     share: float = 1.0
     seed: int = 0
 
-    def measure(
-        self, module: nn.Module, split: Split, reference: Reference, *, batch_size: int
-    ) -> Quality:
+    def summarise(self, scores: Scores, split: Split, reference: Reference) -> Quality:
         """The wrapped task's quality, or NaN."""
-        quality = super().measure(module, split, reference, batch_size=batch_size)
+        quality = super().summarise(scores, split, reference)
         if _draw("not finite", self.seed, quality).random() >= self.share:
             return quality
         return replace(quality, retained=math.nan, damage=Measurement(math.nan, math.nan))
@@ -180,12 +186,12 @@ class SlowTask(WrappedTask):
 
     seconds: float = 1.0
 
-    def measure(
+    def score(
         self, module: nn.Module, split: Split, reference: Reference, *, batch_size: int
-    ) -> Quality:
-        """The wrapped task's quality, later."""
+    ) -> Scores:
+        """The wrapped task's scores, later."""
         time.sleep(self.seconds)
-        return super().measure(module, split, reference, batch_size=batch_size)
+        return super().score(module, split, reference, batch_size=batch_size)
 
 
 def _draw(purpose: str, seed: int, quality: Quality) -> random.Random:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autocompress.bank import Bank
 from autocompress.core import Allocation
 from autocompress.core.errors import NoAnswerError, UsageError, nearest
 from autocompress.export import Manifest, run_fresh_process, write_dense, write_packed
 from autocompress.export.directory import require_free
 from autocompress.fronts.document import FrontDocument, Member, find_member
 from autocompress.methods import decode
+from autocompress.workflows.rebuild import rebuilt_bank, sequential_statistics
 from autocompress.workflows.session import (
     QUIET,
     Progress,
@@ -20,7 +23,9 @@ from autocompress.workflows.session import (
     compressed_weights,
     open_session,
 )
-from autocompress.workflows.settings import StudyRecord
+from autocompress.workflows.settings import StudyRecord, cache_directory
+
+_log = logging.getLogger(__name__)
 
 FORMATS = ("packed", "dense")
 
@@ -94,8 +99,8 @@ def export_member(
     require_free(out)
     member = find_member(FrontDocument.read(directory), member_id)
     record = StudyRecord.read(directory)
-    session = open_session(record.settings, directory / "cache", progress)
-    _require_same_model(session, record)
+    session = open_session(record.settings, cache_directory(record.settings, directory), progress)
+    require_same_model(session, record)
     _write(session, record, member, out, checkpoint_format)
     if not verify:
         return Written(out, None)
@@ -114,7 +119,7 @@ def _write(
     session: Session, record: StudyRecord, member: Member, out: Path, checkpoint_format: str
 ) -> None:
     allocation = Allocation.from_json(member.allocation)
-    bank = session.bank(record.resolved["forward"]["dtype"])
+    bank = _bank_of(session, record, member)
     session.progress.step(f"Packing {len(allocation)} layers")
     weights = compressed_weights(bank, allocation)
     claim = {
@@ -131,6 +136,25 @@ def _write(
     else:
         dense = {name: decode(w.tensors, w.scheme, w.shape, w.dtype) for name, w in weights.items()}
         write_dense(session.base, dense, allocation, out, claim=claim)
+
+
+def _bank_of(session: Session, record: StudyRecord, member: Member) -> Bank:
+    """The bank that holds, or builds again, the very tensors that the member was measured with."""
+    dtype = record.resolved["forward"]["dtype"]
+    base, finalized = session.bank(dtype), member.finalized
+    if finalized is None:
+        return base
+    allocation = Allocation.from_json(member.allocation)
+    bank = rebuilt_bank(session, base, dtype, allocation, finalized.statistics)
+    found = sequential_statistics(session, finalized.statistics).digest
+    if found != finalized.statistics_digest:
+        _log.warning(
+            "The statistics that %s was rebuilt with were gathered again and differ from those it "
+            "was measured with, as another machine or version computes them; the export is "
+            "verified against its claim.",
+            member.id[:8],
+        )
+    return bank
 
 
 def measured_on(session: Session, record: StudyRecord) -> Mapping[str, Any]:
@@ -160,7 +184,8 @@ def verify_export(
     return Verification(tuple(rows))
 
 
-def _require_same_model(session: Session, record: StudyRecord) -> None:
+def require_same_model(session: Session, record: StudyRecord) -> None:
+    """Refuse to go on with a run whose base model has changed; raises `UsageError`."""
     if session.base.digest != record.resolved["model_digest"]:
         raise UsageError(
             f"The run was made with other weights than {session.settings.model} now holds "

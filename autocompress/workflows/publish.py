@@ -18,6 +18,7 @@ from autocompress.fronts import (
     Member,
     MemberQuality,
     StudySummary,
+    paired,
 )
 from autocompress.methods import footprint
 from autocompress.objectives import CostEfficiency, losses
@@ -96,6 +97,7 @@ def front_document(
         base=BaseEntry(base.storage_bytes, MemberQuality.of(base.quality), base.resources),
         baselines=[m for m in members if m.name],
         candidates=members,
+        differences=paired({r.request.allocation.digest: r.damages for r in measured}),
     )
 
 

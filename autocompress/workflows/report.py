@@ -10,7 +10,7 @@ from autocompress.fronts.document import FrontDocument
 from autocompress.report.html import write_report as write_page
 from autocompress.report.picture import write_picture
 from autocompress.report.provenance import collect_provenance
-from autocompress.search.journal import read_journal
+from autocompress.search.journal import JOURNAL_FILE, read_journal
 
 PROVENANCE_FILE = "provenance.json"
 PICTURE_FILE = "front.svg"
@@ -24,7 +24,7 @@ def write_report(directory: Path) -> Path:
             written.
     """
     document = FrontDocument.read(directory)
-    trials = read_journal(directory / "trials.jsonl").results
+    trials = read_journal(directory / JOURNAL_FILE).results
     write_picture(directory / PICTURE_FILE, document)
     return write_page(directory, document, trials, _read_provenance(directory))
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from autocompress.fronts.document import FrontDocument, Member, find_member, parse_bytes
 from autocompress.fronts.document import pick as pick_member
+
+if TYPE_CHECKING:
+    from autocompress.workflows.finalize import Finalization
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,17 @@ class RunMember:
         return export_member(
             self.directory, self.id, Path(out), checkpoint_format=checkpoint_format, verify=verify
         ).path
+
+    def finalize(self) -> Finalization:
+        """Rebuild the member with more care; `front.json` holds the result if it is better.
+
+        Raises:
+            NoAnswerError: the member is not on the front, or there is nothing to rebuild.
+            UsageError: it is finalized already.
+        """
+        from autocompress.workflows.finalize import finalize_member
+
+        return finalize_member(self.directory, self.id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 from collections.abc import Sequence
 from contextlib import closing
@@ -12,8 +10,6 @@ from typing import Any
 
 from autocompress.core import TrialResult
 from autocompress.core.errors import RunDirectoryError, UsageError
-from autocompress.drivers.local import LocalDriver
-from autocompress.evaluate import ForwardPlan, Split
 from autocompress.report.progress import StudyProgress
 from autocompress.search import (
     SAMPLERS,
@@ -24,7 +20,15 @@ from autocompress.search import (
     Study,
     TrialContext,
 )
-from autocompress.search.driver import Driver
+from autocompress.search.journal import JOURNAL_FILE
+from autocompress.search.option_table import OptionTable
+from autocompress.workflows.contexts import (
+    make_driver,
+    report_context,
+    report_driver,
+    search_context,
+)
+from autocompress.workflows.predictions import Predictions
 from autocompress.workflows.publish import front_document, measure_on_report_tokens, shortlist
 from autocompress.workflows.report import write_provenance, write_report
 from autocompress.workflows.run import Run
@@ -33,12 +37,10 @@ from autocompress.workflows.settings import (
     STUDY_FILE,
     SearchSettings,
     StudyRecord,
+    cache_directory,
     require_same_study,
 )
 
-_log = logging.getLogger(__name__)
-
-JOURNAL = "trials.jsonl"
 MIRROR = "optuna.log"
 INTERRUPTED = "interrupted: publishing what is finished (Ctrl-C again to stop at once)"
 
@@ -49,7 +51,7 @@ def search(
     space: str = "joint",
     data: str = "auto",
     task: str = "auto",
-    sampler: str = "nsga2",
+    sampler: str = "guided",
     budget: str | Sequence[str] = ("100 trials",),
     out: str | Path | None = None,
     resume: bool = False,
@@ -67,6 +69,9 @@ def search(
     trial_timeout: float | None = None,
     device_profile: str = "cpu-2core-avx512",
     trust_remote_code: bool = False,
+    token_weighting: str = "gradient",
+    cache: str | Path | None = None,
+    bank_size: str | None = None,
     progress: bool = False,
 ) -> Run:
     """Search compressed versions of a model; the Python twin of ``autocompress search``.
@@ -76,7 +81,7 @@ def search(
         space: name of a shipped search space, or path of a YAML file.
         data: file, `datasets` directory, hub name or built-in; ``auto`` for the task's default.
         task: name of a task; ``auto`` reads it from the model's config.
-        sampler: ``random``, ``tpe`` or ``nsga2``.
+        sampler: ``guided`` or another one that ``autocompress samplers`` lists.
         budget: one limit or several, e.g. ``["40 trials", "10m"]``; the first one reached ends it.
         out: run directory; by default a new one under ``results/``.
         resume: go on with the search in `out`.
@@ -94,6 +99,9 @@ def search(
         trial_timeout: seconds after which a trial is given up (Ray).
         device_profile: named device of the analytic latency.
         trust_remote_code: let code of the model repository run.
+        token_weighting: ``gradient`` or ``none``: how tokens count in layer statistics.
+        cache: directory of statistics and bank; by default in `out`; runs may share one.
+        bank_size: largest size of the bank on disk, e.g. ``20GB``.
         progress: draw progress bars on stderr.
 
     Raises:
@@ -109,6 +117,8 @@ def search(
         search_tokens=search_tokens, report_tokens=report_tokens,
         sequence_length=sequence_length, trial_timeout_seconds=trial_timeout,
         device_profile=device_profile, trust_remote_code=trust_remote_code,
+        token_weighting=token_weighting, cache=None if cache is None else str(cache),
+        bank_size=bank_size,
     )  # fmt: skip
     return run_search(settings, None if out is None else Path(out), resume, show_progress=progress)
 
@@ -124,17 +134,18 @@ def run_search(
     if old is not None:
         require_same_study(old.settings, settings)
     with StudyProgress(enabled=show_progress) as shown:
-        session = open_session(settings, directory / "cache", shown)
+        session = open_session(settings, cache_directory(settings, directory), shown)
         space = session.space
-        record = _record(session, old)
+        record = study_record(session, old)
         _create(directory, record)
         with (
-            Journal(directory / JOURNAL) as journal,
+            Journal(directory / JOURNAL_FILE) as journal,
             Mirror(directory / MIRROR, space, journal.read()) as mirror,
         ):
-            context = _search_context(session, record)
-            sampler = sampler_class(space, seed=settings.seed)
-            with closing(_driver(settings, context)) as driver:
+            context = search_context(session, record)
+            table = _table(session, context, directory) if sampler_class.needs_table else None
+            sampler = sampler_class(space, seed=settings.seed, table=table)
+            with closing(make_driver(settings, context)) as driver:
                 study = Study(
                     space, sampler, driver, journal, budget, mirror=mirror, progress=shown.trial
                 )
@@ -145,13 +156,20 @@ def run_search(
         return _publish(session, record, results, spent, directory)
 
 
+def _table(session: Session, context: TrialContext, directory: Path) -> OptionTable:
+    """The option table of the study, kept in its directory too."""
+    table = session.option_table(context.bank, session.searched_curvature)
+    Predictions(session.space, table).write(directory)
+    return table
+
+
 def _publish(
     session: Session, record: StudyRecord, results: Sequence[TrialResult], spent: Spent, to: Path
 ) -> Run:
     requests = shortlist(results)
-    context = _report_context(session, record)
+    context = report_context(session, record)
     session.progress.step(f"Measuring {len(requests)} models on report tokens")
-    with closing(_report_driver(session.settings, context)) as driver:
+    with closing(report_driver(session.settings, context)) as driver:
         measured = measure_on_report_tokens(requests, driver, to, session.progress)
     document = front_document(session, record, measured, spent)
     document.write(to)
@@ -170,7 +188,7 @@ def _facts(session: Session, record: StudyRecord) -> dict[str, Any]:
     }
 
 
-def _record(session: Session, old: StudyRecord | None) -> StudyRecord:
+def study_record(session: Session, old: StudyRecord | None = None) -> StudyRecord:
     """What `study.yaml` holds; on a resume, what the first run resolved stays in force."""
     facts: dict[str, Any] = {
         "model_digest": session.base.digest,
@@ -190,58 +208,6 @@ def _record(session: Session, old: StudyRecord | None) -> StudyRecord:
                 "Next step: restore them, or search into a new --out directory."
             )
     return StudyRecord(session.settings, old.resolved)
-
-
-def _search_context(session: Session, record: StudyRecord) -> TrialContext:
-    plan = ForwardPlan.from_json(record.resolved["forward"])
-    threads = max(1, (os.cpu_count() or 1) // session.settings.workers)
-    return _context(session, session.splits.search, plan, plan.dtype, threads)
-
-
-def _report_context(session: Session, record: StudyRecord) -> TrialContext:
-    plan = ForwardPlan.from_json(record.resolved["forward"])
-    dtype = record.resolved["report"]["dtype"]
-    return _context(session, session.splits.report, plan, dtype, os.cpu_count() or 1)
-
-
-def _context(
-    session: Session, split: Split, plan: ForwardPlan, dtype: str, threads: int
-) -> TrialContext:
-    """What trials on `split` share, the base model's outputs on it among them."""
-    module = session.compute_module(dtype)
-    noisy = dtype == plan.dtype  # the plan knows the noise of its own dtype
-    return TrialContext(
-        module=module,
-        layout=session.base.layout,
-        bank=session.bank(plan.dtype),
-        task=session.task,
-        split=split,
-        reference=session.reference(module, split, plan.batch_size),
-        cost=session.cost,
-        batch_size=plan.batch_size,
-        noise=plan.noise if noisy else 0.0,
-        retained_noise=plan.retained_noise if noisy else 0.0,
-        threads=threads,
-    )
-
-
-def _driver(settings: SearchSettings, context: TrialContext) -> Driver:
-    if settings.driver == "local":
-        return LocalDriver(context)
-    from autocompress.drivers.ray import RayDriver  # slow to import
-
-    return RayDriver(
-        context,
-        workers=settings.workers,
-        gpus_per_worker=settings.gpus_per_worker,
-        address=settings.address,
-        trial_timeout_seconds=settings.trial_timeout_seconds,
-    )
-
-
-def _report_driver(settings: SearchSettings, context: TrialContext) -> Driver:
-    """On CPUs this process with all its cores: starting workers again would cost more."""
-    return LocalDriver(context) if settings.device == "cpu" else _driver(settings, context)
 
 
 def _run_directory(settings: SearchSettings, out: Path | None, resume: bool) -> Path:

@@ -7,7 +7,7 @@ every verb that opens the same settings sees the same model and the same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,19 +26,31 @@ from autocompress.evaluate import (
     Split,
     Splits,
     Task,
+    TaskLoss,
+    curvature_batches,
     detect_task,
     load_corpus,
     make_splits,
     plan_forward,
 )
+from autocompress.fronts import parse_bytes
 from autocompress.methods import CompressedWeight, LayerStatistics, Needs, needs
-from autocompress.models import StatisticsStore, collect_statistics, weight_matrix
+from autocompress.models import (
+    CurvatureStore,
+    StatisticsStore,
+    collect_curvature,
+    collect_statistics,
+    weight_matrix,
+)
+from autocompress.models.curvature_pass import TEMPERING
 from autocompress.models.loading import (
     BaseModel,
     load_base_model,
     load_config,
     load_processor,
 )
+from autocompress.search.build_table import build_option_table
+from autocompress.search.option_table import OptionTable
 from autocompress.spaces import SearchSpace, load_space
 from autocompress.workflows.settings import SearchSettings, resolve_model
 
@@ -163,17 +175,68 @@ class Session:
             statistics_dtype: dtype of the forwards that layer statistics come from; they are
                 collected now if the cache lacks them.
         """
+        size = self.settings.bank_size
         return Bank(
             root=self.cache / "bank",
             layout=self.base.layout,
             weights=self.weights,
             statistics=self._statistics(statistics_dtype),
+            **({} if size is None else {"capacity_bytes": parse_bytes(size)}),
+        )
+
+    def curvature(self, layers: Collection[str], *, empirical: bool = False) -> CurvatureStore:
+        """Curvature of the damage at these layers, collected now where the cache lacks it.
+
+        Args:
+            layers: names.
+            empirical: take the data's labels instead of labels sampled from the model.
+
+        Raises:
+            UsageError: the task has no loss to differentiate, or `empirical` and no labels.
+        """
+        split, seed = self.splits.calibration, self.settings.seed
+        facts = ["curvature", 1, self.base.digest, split.digest, EXACT_DTYPE, empirical, seed]
+        key = digest([*facts, TEMPERING])
+        store = CurvatureStore(self.cache / "curvature" / key)
+        self.progress.step(f"Differentiating the model on {split.n_tokens:,} calibration tokens")
+        module = self.compute_module(EXACT_DTYPE)
+        collect_curvature(
+            module,
+            self.base.layout,
+            curvature_batches(self.task, module, split),
+            TaskLoss(self.task, empirical),
+            store,
+            layers=layers,
+            seed=seed,
+            progress=self.progress.advance,
+        )
+        return store
+
+    @cached_property
+    def searched_curvature(self) -> CurvatureStore:
+        """Curvature at every searched layer, by labels that the model samples."""
+        return self.curvature(self.space.searched_layers)
+
+    def option_table(self, bank: Bank, curvature: CurvatureStore) -> OptionTable:
+        """Predicted damage and costs of every option of the space; fills the bank on the way."""
+        self.progress.step("Compressing every layer with every option")
+        return build_option_table(
+            self.space,
+            self.base.layout,
+            bank,
+            curvature=curvature.get,
+            cost=self.cost,
+            weights=self.weights,
+            cache=self.cache / "tables",
+            progress=self.progress.advance,
         )
 
     def _statistics(self, dtype: str) -> Callable[[LayerSpec], LayerStatistics]:
         layers = {name for name, want in _layer_needs(self.space).items() if want > Needs.NONE}
         if not layers:
             return _no_statistics
+        if self.settings.token_weighting == "gradient":
+            return self.searched_curvature.statistics
         split = self.splits.calibration
         key = digest(["statistics", 1, self.base.digest, split.digest, dtype])
         store = StatisticsStore(self.cache / "statistics" / key)

@@ -32,7 +32,7 @@ class SearchSettings:
         data: a file, a `datasets` directory or hub name, or a built-in (``python-docs``,
             ``digits``); ``auto`` takes the task's own default.
         space: name of a shipped search space or path of a YAML file.
-        sampler: ``random``, ``tpe`` or ``nsga2``.
+        sampler: name of a sampler, see ``autocompress samplers``.
         budget: limits, each like ``200 trials``, ``30m`` or ``2e6 tokens``; the first one reached
             ends the search.
         driver: ``local`` or ``ray``.
@@ -49,13 +49,18 @@ class SearchSettings:
         trial_timeout_seconds: a trial that runs longer is given up; None for no limit.
         device_profile: named device of the analytic latency.
         trust_remote_code: allow code from the model repository to run.
+        token_weighting: how tokens count in layer statistics: ``gradient`` by the gradient that
+            reaches them, ``none`` all alike.
+        cache: directory of statistics, bank and option tables; None: in the run directory. Runs
+            may share one.
+        bank_size: largest size of the bank on disk, e.g. ``20GB``; None for the default.
     """
 
     model: str
     task: str = "auto"
     data: str = "auto"
     space: str = "joint"
-    sampler: str = "nsga2"
+    sampler: str = "guided"
     budget: tuple[str, ...] = ("100 trials",)
     driver: str = "local"
     workers: int = 1
@@ -71,6 +76,9 @@ class SearchSettings:
     trial_timeout_seconds: float | None = None
     device_profile: str = "cpu-2core-avx512"
     trust_remote_code: bool = False
+    token_weighting: str = "gradient"
+    cache: str | None = None
+    bank_size: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("workers", "calibration_tokens", "search_tokens", "report_tokens"):
@@ -79,6 +87,7 @@ class SearchSettings:
         _require_at_least("gpus_per_worker", self.gpus_per_worker, 0)
         _require_one_of("driver", self.driver, ("local", "ray"))
         _require_one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _require_one_of("token_weighting", self.token_weighting, ("gradient", "none"))
         if self.driver == "local" and (self.workers > 1 or self.address or self.gpus_per_worker):
             raise UsageError(
                 "The local driver runs one trial at a time in this process, but workers, an "
@@ -96,7 +105,8 @@ class SearchSettings:
         for name in data:
             if name not in known:
                 raise UsageError(f"Unknown setting {name!r}. {nearest(name, known)}")
-        return cls(**{**data, "budget": tuple(data["budget"])})
+        # Runs of version 0.1 do not say how tokens counted: all alike.
+        return cls(**{"token_weighting": "none", **data, "budget": tuple(data["budget"])})
 
     def with_resolved(self, *, task: str, data: str) -> SearchSettings:
         """The same settings with `auto` replaced by what it stood for."""
@@ -105,7 +115,16 @@ class SearchSettings:
 
 # A resumed search may run longer, elsewhere or with more workers, and is still the same study.
 _MAY_CHANGE_ON_RESUME = frozenset(
-    {"budget", "driver", "workers", "gpus_per_worker", "address", "trial_timeout_seconds"}
+    {
+        "budget",
+        "driver",
+        "workers",
+        "gpus_per_worker",
+        "address",
+        "trial_timeout_seconds",
+        "cache",
+        "bank_size",
+    }
 )
 
 
@@ -168,6 +187,11 @@ class StudyRecord:
                 f"{path} is damaged ({type(error).__name__}: {error}). Next step: restore it from "
                 "a backup, or search into a new --out directory."
             ) from error
+
+
+def cache_directory(settings: SearchSettings, directory: Path) -> Path:
+    """Where statistics, bank and option tables of a run lie."""
+    return directory / "cache" if settings.cache is None else Path(settings.cache)
 
 
 def resolve_model(source: str) -> str:

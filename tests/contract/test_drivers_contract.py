@@ -1,11 +1,14 @@
 """Every driver is held to the same contract; Ray's also survives what kills a process."""
 
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
-from autocompress.core import TrialStatus
+from autocompress.core import Bar, TrialStatus
 from autocompress.drivers.local import LocalDriver
+from autocompress.search.racing import Racing
+from autocompress.search.run_trial import run_trial
 from autocompress.testing.driver_contract import (
     DriverContract,
     scripted,
@@ -84,11 +87,16 @@ def test_a_ray_worker_measures_what_this_process_measures(one_ray, tmp_path):
     """The one quick Ray test of the default suite."""
     from autocompress.drivers.ray import RayDriver
 
+    racing = Racing(confidence=0.95)
+    one, other = (scripted_context(tmp_path / name).with_racing(racing) for name in "ab")
     requests = [scripted(i, f"rtn(bits={b},group_size=16)") for i, b in enumerate((2, 4, 8))]
-    with closing(RayDriver(scripted_context(tmp_path / "a"), workers=1)) as driver:
+    bar = Bar(2, run_trial(requests[2], context=other).damages)
+    requests.append(replace(requests[0], number=3, bar=bar))
+    with closing(RayDriver(one, workers=1)) as driver:
         results = list(driver.run(iter(requests)))
-    expected = list(LocalDriver(scripted_context(tmp_path / "b")).run(iter(requests)))
+    expected = list(LocalDriver(other).run(iter(requests)))
     assert [value_of(r) for r in results] == [value_of(r) for r in expected]
+    assert [r.status for r in results] == [*[TrialStatus.COMPLETE] * 3, TrialStatus.EARLY_STOPPED]
 
 
 def test_a_worker_that_no_node_can_hold_is_refused(one_ray, tmp_path):

@@ -10,7 +10,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autocompress.fronts import Front, hypervolume, knee_index, non_dominated, parse_bytes
+from autocompress.fronts import (
+    BaseEntry,
+    BudgetSpent,
+    Front,
+    FrontDocument,
+    Member,
+    MemberQuality,
+    StudySummary,
+    Verdict,
+    against_baselines,
+    hypervolume,
+    knee_index,
+    non_dominated,
+    paired,
+    parse_bytes,
+    unpaired,
+)
 
 # A busy machine is no reason to fail.
 laws = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -160,3 +176,73 @@ def test_decimal_units_are_powers_of_1000_and_binary_ones_of_1024(number, unit):
     power = "kMGT".index(unit[0]) + 1
     assert parse_bytes(f"{number}{unit}") == number * 1000**power
     assert parse_bytes(f"{number} {unit[0].upper()}iB") == number * 1024**power
+
+
+# Few values, so that ties in bytes and quality are common; names mark baselines.
+entries = st.lists(
+    st.tuples(
+        st.integers(1, 5),
+        st.sampled_from([0.1, 0.5, 0.51, 0.9, math.nan]),
+        st.sampled_from([0.0, 0.01, 0.3, math.nan]),
+        st.booleans(),
+        st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.1]), min_size=4, max_size=4),
+    ),
+    max_size=9,
+)
+
+
+def made_up_front(drawn):
+    """A document of drawn entries, and the damages of each entry's sequences."""
+    everyone = [
+        Member(
+            id=f"{i}",
+            bits_per_weight=4.0,
+            storage_bytes=size,
+            size_reduction=1.0,
+            quality=MemberQuality(retained, error),
+            resources={},
+            cost_efficiency=math.nan,
+            allocation={},
+            name=f"baseline-{i}" if is_baseline else "",
+        )
+        for i, (size, retained, error, is_baseline, _) in enumerate(drawn)
+    ]
+    damages = {f"{i}": values[-1] for i, values in enumerate(drawn)}
+    document = FrontDocument.of(
+        StudySummary("", "", "", "", 0, BudgetSpent(0, 0.0, 0)),
+        BaseEntry(5, MemberQuality(1.0, 0.0), {}),
+        [m for m in everyone if m.name],
+        everyone,
+        differences=paired(damages),
+    )
+    return document, damages
+
+
+@laws
+@given(entries)
+def test_a_front_of_candidates_that_hold_the_baselines_is_never_worse(drawn):
+    document, _ = made_up_front(drawn)
+    assert [c.baseline for c in document.comparisons] == [b.name for b in document.baselines]
+    for compared, baseline in zip(document.comparisons, document.baselines, strict=True):
+        known = math.isfinite(baseline.quality.retained)
+        assert compared.verdict in ((Verdict.BETTER, Verdict.TIE) if known else (Verdict.NONE,))
+        if known:
+            assert compared.bytes_saved >= 0
+            assert compared.member in {m.id for m in document.members}
+            assert compared.is_itself == (compared.member == baseline.id)
+
+
+@laws
+@given(entries)
+def test_only_a_front_without_the_baseline_can_lose_to_it(drawn):
+    document, damages = made_up_front(drawn)
+    for baseline in document.baselines:
+        rest = [m for m in document.members if m.id != baseline.id]
+        for differences in (unpaired, paired(damages)):
+            (compared,) = against_baselines(rest, [baseline], differences)
+            fitting = [m for m in rest if m.storage_bytes <= baseline.storage_bytes]
+            assert not compared.is_itself
+            if compared.verdict is Verdict.WORSE:
+                assert all(m.quality.retained < baseline.quality.retained for m in fitting)
+            if not fitting:
+                assert compared.verdict is Verdict.NONE

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from autocompress.core import Quality
 from autocompress.core.errors import ModelError
 from autocompress.evaluate.batching import batch_indices, place
+from autocompress.evaluate.curvature_loss import SAMPLE, summed_cross_entropy
 from autocompress.evaluate.divergence import lumped_kl
 from autocompress.evaluate.estimators import mean, ratio_of_sums
 from autocompress.evaluate.splits import Example, Split, count_tokens
-from autocompress.evaluate.task import Reference, Task
+from autocompress.evaluate.task import Reference, Scores, Task
 
 
 class ClassificationTask(Task):
@@ -35,6 +36,28 @@ class ClassificationTask(Task):
         """See `Task.batches`."""
         groups = batch_indices([count_tokens(e) for e in split.examples], batch_size)
         return [self._collate([split.examples[i] for i in group]) for group in groups]
+
+    def curvature_batches(self, split: Split, batch_size: int) -> list[dict[str, Tensor]]:
+        """See `Task.curvature_batches`."""
+        groups = batch_indices([count_tokens(e) for e in split.examples], batch_size)
+        parts = [[split.examples[i] for i in group] for group in groups]
+        labels = [torch.stack([e["labels"] for e in part]) for part in parts]
+        return [{**self._collate(part), "labels": y} for part, y in zip(parts, labels, strict=True)]
+
+    def curvature_loss(
+        self,
+        module: nn.Module,
+        batch: dict[str, Tensor],
+        generator: torch.Generator,
+        *,
+        empirical: bool = False,
+    ) -> Tensor:
+        """See `Task.curvature_loss`."""
+        _check_problem(module)
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        labels = batch["labels"] if empirical else torch.full_like(batch["labels"], SAMPLE)
+        logits = module(**place(inputs, module)).logits
+        return summed_cross_entropy(logits, labels, generator)
 
     def reference(self, module: nn.Module, split: Split, *, batch_size: int) -> Reference:
         """``logprobs`` (n, classes), float32, of the base model."""
@@ -57,21 +80,36 @@ class ClassificationTask(Task):
             )
         return {"logprobs": logprobs}
 
-    def measure(
+    def rows(self, reference: Reference, split: Split, start: int, stop: int) -> Reference:  # noqa: ARG002
+        """See `Task.rows`; views."""
+        return {"logprobs": reference["logprobs"][start:stop]}
+
+    def score(
         self, module: nn.Module, split: Split, reference: Reference, *, batch_size: int
-    ) -> Quality:
-        """See `Task.measure`; retained quality is ``(acc - chance) / (base acc - chance)``.
+    ) -> Scores:
+        """``correct``, ``agrees`` and ``kl`` (n,) of each example."""
+        logprobs = self._logprobs(module, split, batch_size)
+        base = reference["logprobs"]
+        return {
+            "correct": _correct(logprobs, _labels(split)),
+            "agrees": _unless_nan((logprobs.argmax(1) == base.argmax(1)).double(), logprobs),
+            "kl": lumped_kl(base, logprobs, complete=True).double(),
+        }
+
+    def damages(self, scores: Scores) -> Tensor:
+        """Nats of each example."""
+        return scores["kl"]
+
+    def summarise(self, scores: Scores, split: Split, reference: Reference) -> Quality:
+        """See `Task.summarise`; retained quality is ``(acc - chance) / (base acc - chance)``.
 
         Chance is the accuracy of the best constant answer on the split.
         """
-        logprobs = self._logprobs(module, split, batch_size)
         labels = _labels(split)
-        base = reference["logprobs"]
         chance = _chance(labels)
-        correct, base_correct = _correct(logprobs, labels), _correct(base, labels)
-        damage = mean(lumped_kl(base, logprobs, complete=True))
+        correct, base_correct = scores["correct"], _correct(reference["logprobs"], labels)
+        damage = mean(scores["kl"])
         retained = ratio_of_sums(correct - chance, base_correct - chance)
-        agrees = _unless_nan((logprobs.argmax(1) == base.argmax(1)).double(), logprobs)
         return Quality(
             retained=retained.value,
             standard_error=retained.standard_error,
@@ -79,7 +117,7 @@ class ClassificationTask(Task):
             metrics={
                 "accuracy": mean(correct),
                 self.damage: damage,
-                "top1_agreement": mean(agrees),
+                "top1_agreement": mean(scores["agrees"]),
             },
             n_tokens=split.n_tokens,
         )

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core import Measurement, Quality
-from autocompress.core.errors import DataError, ModelError
+from autocompress.core.errors import DataError, ModelError, UsageError
 from autocompress.evaluate.batching import batch_indices, pad_ids, pad_token_of, place
 from autocompress.evaluate.corpus import Corpus
 from autocompress.evaluate.estimators import affine, mean
 from autocompress.evaluate.splits import Example, Split
-from autocompress.evaluate.task import TASKS, CorpusKind, Reference, Task
+from autocompress.evaluate.task import TASKS, CorpusKind, Reference, Scores, Task
 from autocompress.evaluate.tokens import as_tokenizer, encode_texts, longest_sequence, pad_token
 
 _TEXTS = ("input_ids", "positive_input_ids")
@@ -65,6 +65,26 @@ class FeatureExtraction(Task):
         groups = batch_indices([t.numel() for t in texts], batch_size)
         return [pad_ids([texts[i] for i in group], padding) for group in groups]
 
+    def curvature_loss(
+        self,
+        module: nn.Module,
+        batch: dict[str, Tensor],
+        generator: torch.Generator,
+        *,
+        empirical: bool = False,
+    ) -> Tensor:
+        """``sum v . e`` with ``v ~ N(0, I)`` per text; see `Task.curvature_loss`."""
+        if empirical:
+            raise UsageError(
+                f"The empirical Fisher information needs labels, but the task {self.name} has "
+                "none. Next step: leave out --empirical."
+            )
+        batch = place(batch, module)
+        hidden = module(**batch).last_hidden_state
+        embeddings = mean_pool(hidden, batch["attention_mask"])
+        drawn = torch.randn(embeddings.shape, dtype=torch.float64, generator=generator)
+        return (embeddings * drawn.to(embeddings)).sum()
+
     def reference(self, module: nn.Module, split: Split, *, batch_size: int) -> Reference:
         """``embeddings`` (texts, width), float32: of all first texts, then of all positives."""
         embeddings = self._embed(module, split, batch_size)
@@ -82,25 +102,43 @@ class FeatureExtraction(Task):
             )
         return {"embeddings": embeddings}
 
-    def measure(
+    def rows(self, reference: Reference, split: Split, start: int, stop: int) -> Reference:
+        """See `Task.rows`; a copy where there are pairs."""
+        by_text = reference["embeddings"].view(-1, len(split), reference["embeddings"].shape[1])
+        return {"embeddings": by_text[:, start:stop].flatten(0, 1)}
+
+    def score(
         self, module: nn.Module, split: Split, reference: Reference, *, batch_size: int
-    ) -> Quality:
-        """See `Task.measure`; retained quality is ``(fidelity - c) / (1 - c)``.
+    ) -> Scores:
+        """``cosine`` (n,) to the base, mean over a sequence's texts.
+
+        Where there are pairs also ``embeddings`` (n, 2, width), float32, for the retrieval.
+        """
+        embeddings = self._embed(module, split, batch_size)
+        cosines = (embeddings * reference["embeddings"]).sum(1, dtype=torch.float64)
+        # a query and its passage are one sequence: their errors are not independent
+        scores = {"cosine": cosines.view(-1, len(split)).mean(0)}
+        if _has_pairs(split):
+            scores["embeddings"] = embeddings.view(2, len(split), -1).transpose(0, 1)
+        return scores
+
+    def damages(self, scores: Scores) -> Tensor:
+        """Infidelity of each sequence."""
+        return 1.0 - scores["cosine"]
+
+    def summarise(self, scores: Scores, split: Split, reference: Reference) -> Quality:
+        """See `Task.summarise`; retained quality is ``(fidelity - c) / (1 - c)``.
 
         Fidelity is the mean cosine to the base's embedding of the same text, c the mean cosine
         between the base's embeddings of different texts.
         """
-        base = reference["embeddings"]
-        embeddings = self._embed(module, split, batch_size)
-        chance = _chance(base, split)
-        cosines = (embeddings * base).sum(1, dtype=torch.float64)
-        # a query and its passage are one sequence: their errors are not independent
-        fidelity = mean(cosines.view(-1, len(split)).mean(0))
+        chance = _chance(reference["embeddings"], split)
+        fidelity = mean(scores["cosine"])
         retained = affine(fidelity, 1 / (1 - chance), -chance / (1 - chance))
         damage = affine(fidelity, -1.0, 1.0)
         metrics = {"fidelity": fidelity, self.damage: damage}
         if _has_pairs(split):
-            metrics["retrieval_accuracy"] = _retrieval(embeddings, len(split))
+            metrics["retrieval_accuracy"] = _retrieval(scores["embeddings"])
         return Quality(
             retained=retained.value,
             standard_error=retained.standard_error,
@@ -163,11 +201,11 @@ def _chance(embeddings: Tensor, split: Split) -> float:
     return mean_cosine_between(embeddings[-len(split) :])
 
 
-def _retrieval(embeddings: Tensor, n: int) -> Measurement:
-    """How often a query's nearest passage is its own, among all passages of the split."""
-    queries, passages = embeddings[:n], embeddings[n:]
+def _retrieval(embeddings: Tensor) -> Measurement:
+    """How often a query's nearest passage is its own; embeddings (n, 2, width)."""
+    queries, passages = (embeddings[:, i].contiguous() for i in range(2))
     similarity = queries @ passages.T
-    hits = (similarity.argmax(1) == torch.arange(n)).double()
+    hits = (similarity.argmax(1) == torch.arange(len(queries))).double()
     return mean(hits.masked_fill(similarity.isnan().any(1), torch.nan))
 
 

@@ -6,6 +6,7 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from autocompress.core import Quality
 from autocompress.core.errors import ModelError
 from autocompress.evaluate.batching import IGNORED, batch_indices, place, vocabulary_size
+from autocompress.evaluate.curvature_loss import SAMPLE, summed_cross_entropy
 from autocompress.evaluate.divergence import BaseRows, keep_base, score
 from autocompress.evaluate.estimators import exponential, ratio_of_sums
 from autocompress.evaluate.splits import Example, Split
-from autocompress.evaluate.task import Reference, Task
+from autocompress.evaluate.task import Reference, Scores, Task
 
 _BATCH_LOGITS = 1 << 26
 """Logits held at once: the batch is cut so that batch x length x vocabulary stays below, as far as
@@ -91,10 +93,15 @@ class LanguageTask(Task):
             )
         return tensors
 
-    def measure(
+    def rows(self, reference: Reference, split: Split, start: int, stop: int) -> Reference:
+        """See `Task.rows`; views of the scored positions."""
+        ends = [0, *accumulate(map(self._n_targets, split.examples))]
+        return {name: tensor[ends[start] : ends[stop]] for name, tensor in reference.items()}
+
+    def score(
         self, module: nn.Module, split: Split, reference: Reference, *, batch_size: int
-    ) -> Quality:
-        """See `Task.measure`; retained quality is the base's perplexity over the model's."""
+    ) -> Scores:
+        """``nll``, ``kl`` and ``agrees`` (n,), summed over the scored positions of a sequence."""
         scores = {n: torch.empty_like(reference["nll"]) for n in ("nll", "kl", "agrees")}
         for chunk in self._chunks(module, split, batch_size):
             device = chunk.logits.device
@@ -103,8 +110,39 @@ class LanguageTask(Task):
             got = score(chunk.logits, chunk.targets, base)
             for name, part in (("nll", got.nll), ("kl", got.kl), ("agrees", got.agrees)):
                 scores[name][chunk.rows] = part.cpu()
-        counts = torch.tensor([self._n_targets(e) for e in split.examples])
-        return _quality(scores, reference["nll"], counts, split.n_tokens)
+        counts = self._counts(split)
+        return {name: _per_sequence(values, counts) for name, values in scores.items()}
+
+    def damages(self, scores: Scores) -> Tensor:
+        """Nats of each sequence."""
+        return scores["kl"]
+
+    def summarise(self, scores: Scores, split: Split, reference: Reference) -> Quality:
+        """See `Task.summarise`; retained quality is the base's perplexity over the model's."""
+        counts = self._counts(split)
+        base_nll = _per_sequence(reference["nll"], counts)
+        return _quality(scores, base_nll, counts, split.n_tokens)
+
+    def _counts(self, split: Split) -> Tensor:
+        return torch.tensor([self._n_targets(e) for e in split.examples])
+
+    def curvature_loss(
+        self,
+        module: nn.Module,
+        batch: dict[str, Tensor],
+        generator: torch.Generator,
+        *,
+        empirical: bool = False,
+    ) -> Tensor:
+        """See `Task.curvature_loss`."""
+        targets = self._targets((), batch)
+        if not empirical:
+            targets = targets.masked_fill(targets != IGNORED, SAMPLE)
+        return summed_cross_entropy(self._forward(module, batch), targets, generator)
+
+    def n_scored(self, batch: dict[str, Tensor]) -> int:
+        """The positions that predict a token."""
+        return int((self._targets((), batch) != IGNORED).sum())
 
     def _chunks(self, module: nn.Module, split: Split, batch_size: int) -> Iterator[_Chunk]:
         """Forward the split and yield its scored positions, a bounded number at a time."""
@@ -123,11 +161,14 @@ class LanguageTask(Task):
             yield from _cut(logits.flatten(0, 1), targets, rows)
 
     def _logits(self, module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            return self._forward(module, batch)
+
+    def _forward(self, module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         inputs = place(self._inputs(module, batch), module)
         # a cache of keys and values is of no use to a single forward
         takes_cache = "use_cache" in inspect.signature(module.forward).parameters
-        with torch.no_grad():
-            output = module(**inputs, **({"use_cache": False} if takes_cache else {}))
+        output = module(**inputs, **({"use_cache": False} if takes_cache else {}))
         logits: Tensor = output.logits
         return logits
 
@@ -157,30 +198,29 @@ def _starts(counts: Sequence[int]) -> list[int]:
     return starts
 
 
-def _quality(scores: dict[str, Tensor], base_nll: Tensor, counts: Tensor, n_tokens: int) -> Quality:
-    """Sum over each sequence, then estimate over sequences.
+def _per_sequence(values: Tensor, counts: Tensor) -> Tensor:
+    """Sums over the scored positions of each sequence: (n,), float64."""
+    owner = torch.repeat_interleave(torch.arange(counts.numel()), counts)
+    zeros = torch.zeros(counts.numel(), dtype=torch.float64)
+    return zeros.index_add(0, owner, values.double())
+
+
+def _quality(scores: Scores, base_nll: Tensor, counts: Tensor, n_tokens: int) -> Quality:
+    """Estimate over sequences, of which `scores` and `base_nll` hold sums.
 
     ``retained = exp(mean base nll - mean nll)``; its error comes from the paired differences of
     each sequence, which is far smaller than that of the perplexity.
     """
-    owner = torch.repeat_interleave(torch.arange(counts.numel()), counts)
-
-    def per_sequence(values: Tensor) -> Tensor:
-        zeros = torch.zeros(counts.numel(), dtype=torch.float64)
-        return zeros.index_add(0, owner, values.double())
-
-    nll = per_sequence(scores["nll"])
-    difference = per_sequence(base_nll) - nll
-    retained = exponential(ratio_of_sums(difference, counts))
-    damage = ratio_of_sums(per_sequence(scores["kl"]), counts)
+    retained = exponential(ratio_of_sums(base_nll - scores["nll"], counts))
+    damage = ratio_of_sums(scores["kl"], counts)
     return Quality(
         retained=retained.value,
         standard_error=retained.standard_error,
         damage=damage,
         metrics={
-            "perplexity": exponential(ratio_of_sums(nll, counts)),
+            "perplexity": exponential(ratio_of_sums(scores["nll"], counts)),
             "kl_nats_per_token": damage,
-            "top1_agreement": ratio_of_sums(per_sequence(scores["agrees"]), counts),
+            "top1_agreement": ratio_of_sums(scores["agrees"], counts),
         },
         n_tokens=n_tokens,
     )

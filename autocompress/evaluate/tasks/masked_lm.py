@@ -70,13 +70,16 @@ class MaskedLM(LanguageTask):
         return max(1, round(split.n_tokens / len(split)))
 
     def _collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        return pad_ids([e["input_ids"] for e in examples], pad_token_of(examples))
+        return {
+            **pad_ids([e["input_ids"] for e in examples], pad_token_of(examples)),
+            "labels": pad_labels([e["labels"] for e in examples]),
+        }
 
     def _inputs(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
-        return batch
+        return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
     def _targets(self, examples: Sequence[Example], batch: dict[str, Tensor]) -> Tensor:  # noqa: ARG002
-        return pad_labels([e["labels"] for e in examples])
+        return batch["labels"]
 
     def _n_targets(self, example: Example) -> int:
         return int((example["labels"] != IGNORED).sum())

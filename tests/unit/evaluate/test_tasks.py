@@ -7,10 +7,12 @@ import math
 import pytest
 import torch
 
-from autocompress.core import Quality
+from autocompress.core import Allocation, Quality, Scheme
 from autocompress.core.errors import ModelError
-from autocompress.evaluate import TASKS, Split
+from autocompress.evaluate import TASKS, Split, join
 from autocompress.evaluate.task import CorpusKind
+from autocompress.models import describe, overridden, weight_matrix
+from autocompress.models.prefix import PrefixCache
 
 
 def perturbed(setting, scale: float):
@@ -97,6 +99,63 @@ def test_the_reference_can_be_shared_as_numpy_arrays(setting):
     one = setting.task.measure(setting.module, setting.split, reference, batch_size=4)
     other = setting.task.measure(setting.module, setting.split, again, batch_size=4)
     assert one == other
+
+
+def test_a_split_can_be_measured_piece_by_piece(setting):
+    task, split = setting.task, setting.split
+    module = perturbed(setting, 0.3)
+    reference = task.reference(setting.module, split, batch_size=4)
+    whole = task.score(module, split, reference, batch_size=4)
+    pieces = []
+    for start, stop in ((0, 3), (3, 4), (4, len(split))):
+        piece = Split.of("search", split.examples[start:stop])
+        rows = task.rows(reference, split, start, stop)
+        pieces.append(task.score(module, piece, rows, batch_size=4))
+    joined = join(pieces)
+    for name, values in whole.items():
+        assert joined[name].dtype == values.dtype
+        assert torch.allclose(joined[name], values, atol=1e-4), name
+    quality = task.summarise(joined, split, reference)
+    expected = task.measure(module, split, reference, batch_size=4)
+    assert quality.damage.value == pytest.approx(expected.damage.value, rel=1e-4)
+    assert quality.retained == pytest.approx(expected.retained, rel=1e-4)
+    head = task.summarise(pieces[0], split.head(3), task.rows(reference, split, 0, 3))
+    assert head.n_tokens == split.head(3).n_tokens
+
+
+def test_the_damages_of_the_sequences_add_up_to_the_damage(setting):
+    task, module = setting.task, perturbed(setting, 0.3)
+    reference = task.reference(setting.module, setting.split, batch_size=4)
+    scores = task.score(module, setting.split, reference, batch_size=4)
+    damages = task.damages(scores)
+    damage = task.summarise(scores, setting.split, reference).damage.value
+    assert damages.shape == (len(setting.split),)
+    assert damages.dtype == torch.float64
+    # the damage is a mean over tokens or over sequences
+    per = float(damages.sum()) / damage
+    assert per == pytest.approx(round(per), rel=1e-6)
+    assert round(per) >= len(setting.split)
+
+
+def test_shared_prefixes_change_no_bit_of_a_quality(setting):
+    task, split, module = setting.task, setting.split, setting.fresh_module()
+    layout = describe(module)
+    reference = task.reference(module, split, batch_size=4)
+    cache = PrefixCache(module, layout)
+    for layer in layout.layers[::-5]:
+        allocation = Allocation.of({layer.name: Scheme.parse("halved")})
+        weights = {layer.name: weight_matrix(module, layer) * 0.5}
+        with overridden(module, layout, weights):
+            expected = task.score(module, split, reference, batch_size=4)
+            for _ in range(2):
+                with cache.sharing(allocation, "all"):
+                    got = task.score(module, split, reference, batch_size=4)
+                assert all(torch.equal(got[name], expected[name]) for name in expected)
+                assert task.summarise(got, split, reference) == task.summarise(
+                    expected, split, reference
+                )
+    assert cache.reason == ""
+    assert cache.counts.saved_share >= 0.4
 
 
 def test_batches_hold_all_tokens_and_what_the_model_takes(setting):

@@ -80,6 +80,7 @@ def test_the_file_has_the_published_fields_and_fits_the_schema(document, tmp_pat
     jsonschema.validate(data, front_schema())
     assert list(data) == [
         "schema_version", "study", "base", "baselines", "reference_point", "hypervolume", "members",
+        "comparisons",
     ]  # fmt: skip
     assert data["study"]["budget_spent"] == {"trials": 12, "seconds": 34.5, "tokens": 6789}
     assert data["study"]["data"] == "python-docs"

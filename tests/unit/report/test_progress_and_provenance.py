@@ -20,7 +20,11 @@ from autocompress.report.provenance import (
 
 def at(number, of=20):
     return SimpleNamespace(
-        n_done=number, fraction=number / of, remaining=f"{of - number} trials", best=("x", "y")
+        n_done=number,
+        n_early_stopped=max(0, number - 10),
+        fraction=number / of,
+        remaining=f"{of - number} trials",
+        best=("x", "y"),
     )
 
 
@@ -38,7 +42,7 @@ def test_a_log_gets_one_line_per_step_and_per_tenth_of_the_budget():
     lines = stream.getvalue().splitlines()
     assert lines[0] == "Loading [bold]model"
     assert lines[1] == " 10%  2 trials, 2 on the front, 18 trials left"
-    assert lines[-2].startswith("100%  20 trials")
+    assert lines[-2].startswith("100%  20 trials (10 stopped early), 2 on the front")
     assert len(lines) == 12
 
 

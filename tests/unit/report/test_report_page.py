@@ -81,6 +81,20 @@ def test_the_page_shows_every_member_and_every_baseline(page, document):
     assert "knee" in text
 
 
+def test_the_page_compares_each_baseline_with_the_best_at_no_more_bytes(document, page):
+    section = page.text[page.text.index("Against what needs no search") :]
+    for compared in document.comparisons:
+        assert compared.baseline in section
+        assert compared.label in section
+    assert "comparisons" in page.ids
+
+
+def test_the_page_of_a_front_that_did_not_compare_has_no_such_section(run_of_sixty):
+    document, trials, provenance = run_of_sixty
+    old = Page(render_report(replace(document, comparisons=()), trials, provenance))
+    assert "comparisons" not in old.ids
+
+
 def test_the_page_states_provenance_definition_and_failures(page, provenance):
     text = " ".join(page.text.split())
     assert provenance["commit"] in text

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -45,6 +46,16 @@ def test_the_front_marks_knee_best_and_beaten_baselines(document):
     marks = {mark: next(x for x in lines if mark in x) for mark in ("knee", "best ce", "beaten")}
     assert document.knee.id[:8] in marks["knee"]
     assert "uniform-8bit" in marks["beaten"]
+
+
+def test_the_front_compares_each_baseline_with_the_best_at_no_more_bytes(document):
+    text = shown(front_table(document))
+    rows = text[text.index("Δ retained") :].splitlines()
+    for compared in document.comparisons:
+        line = next(x for x in rows if x.strip().startswith(compared.baseline))
+        assert line.rstrip().endswith(compared.label)
+    assert f"of {len(document.baselines)} baselines" in " ".join(text.split())
+    assert "Δ retained" not in shown(front_table(replace(document, comparisons=())))
 
 
 @pytest.mark.parametrize("width", [40, 60])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import optuna
 import pytest
 from optuna.storages import JournalStorage
@@ -85,3 +87,16 @@ def test_a_disk_that_fills_up_ends_the_mirror_alone(tmp_path, results, caplog, m
         for result in results:
             mirror.add(result)
     assert caplog.text.count("No space left") == 1
+
+
+def test_a_trial_that_was_stopped_early_is_a_pruned_one(tmp_path, results):
+    path = tmp_path / "optuna.log"
+    stopped = replace(results[2], status=TrialStatus.EARLY_STOPPED, error="Stopped after 4")
+    with Mirror(path, SPACE) as mirror:
+        mirror.add(results[1])
+        mirror.add(stopped)
+    trials = load(path).get_trials()
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE, TrialState.PRUNED]
+    assert trials[1].values is None
+    assert trials[1].user_attrs["status"] == "early_stopped"
+    assert [trial.number for trial in load(path).best_trials] == [0]

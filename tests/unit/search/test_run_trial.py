@@ -97,20 +97,20 @@ def test_each_way_to_fail_is_a_status_of_its_own(context, script, status, error)
     ],
 )
 def test_torch_running_out_of_memory_is_recognised(context, monkeypatch, error):
-    def measure(*args, **kwargs):
+    def score(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(type(context.task), "measure", measure)
+    monkeypatch.setattr(type(context.task), "score", score)
     result = run_trial(uniform(0, 4), context=context)
     assert result.status is TrialStatus.OUT_OF_MEMORY
 
 
 def test_an_interrupt_is_not_swallowed_and_the_model_is_restored(context, monkeypatch):
-    def measure(*args, **kwargs):
+    def score(*args, **kwargs):
         raise KeyboardInterrupt
 
     before = dict(context.module.named_parameters())
-    monkeypatch.setattr(type(context.task), "measure", measure)
+    monkeypatch.setattr(type(context.task), "score", score)
     with pytest.raises(KeyboardInterrupt):
         run_trial(uniform(0, 4), context=context)
     assert all(p is before[n] for n, p in context.module.named_parameters())
@@ -125,7 +125,7 @@ def test_a_write_to_the_base_model_is_noticed(context):
 
 
 def test_a_write_to_a_compressed_weight_is_noticed_and_undone(context, monkeypatch):
-    honest = type(context.task).measure
+    honest = type(context.task).score
     expected = run_trial(uniform(0, 4), context=context)
 
     def scribbling(self, module, *args, **kwargs):
@@ -133,13 +133,27 @@ def test_a_write_to_a_compressed_weight_is_noticed_and_undone(context, monkeypat
         return honest(self, module, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(context.task), "measure", scribbling)
+        patch.setattr(type(context.task), "score", scribbling)
         outcome = run_guarded(uniform(0, 4), context=context)
     assert outcome.result.status is TrialStatus.FAILED
     assert "compressed weights" in outcome.result.error
     assert not outcome.tainted
     again = run_trial(uniform(0, 4), context=context)
     assert again.metrics == expected.metrics
+
+
+def test_shared_prefixes_change_nothing_but_the_work(tmp_path):
+    plain = replace(scripted_context(tmp_path / "a"), prefix_bytes=0)
+    shared = scripted_context(tmp_path / "b")
+    third = {**dict(uniform(0, 4).allocation), "third": Scheme.parse("rtn(bits=2)")}
+    requests = [uniform(0, 4), TrialRequest(1, Allocation.of(third), "test"), uniform(2, 4)]
+    for request in requests:
+        expected, got = (run_trial(request, context=c) for c in (plain, shared))
+        assert value_of(got) == value_of(expected)
+    assert shared.prefix.reason == ""
+    assert shared.prefix.counts.computed == 2 * (3 + 1 + 0)  # two batches
+    assert shared.prefix.counts.blocks == 2 * 3 * 3
+    assert plain.prefix.counts.blocks == 0
 
 
 def test_what_methods_say_is_in_the_notes_once_with_the_layers(context):

@@ -215,8 +215,8 @@ def test_several_asks_before_a_tell_give_different_proposals(name):
 
 
 def test_the_registry_names_every_sampler_with_a_summary():
-    assert tuple(SAMPLERS) == NAMES
-    assert all(SAMPLERS[name].summary and SAMPLERS[name].name == name for name in NAMES)
+    assert set(SAMPLERS) > set(NAMES)
+    assert all(SAMPLERS[name].summary and SAMPLERS[name].name == name for name in SAMPLERS)
     assert [SAMPLERS[name].adaptive for name in NAMES] == [False, True, True]
     with pytest.raises(UnknownNameError, match="Did you mean 'nsga2'"):
         SAMPLERS["nsga3"]

@@ -5,14 +5,59 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
 import typer
 
+from autocompress.cli.catalog import catalog
+from autocompress.cli.options import (
+    Address,
+    BankSize,
+    BaseModel,
+    Budgets,
+    By,
+    Cache,
+    Calibration,
+    Data,
+    Device,
+    Driver,
+    Dtype,
+    Empirical,
+    Evaluated,
+    Format,
+    Gpus,
+    Json,
+    MaxBytes,
+    MaxLatency,
+    MemberId,
+    MinEfficiency,
+    MinQuality,
+    Model,
+    OptionalOut,
+    Out,
+    Profile,
+    ProfileOut,
+    ReportTokens,
+    Resume,
+    RunDir,
+    Sampler,
+    SearchTokens,
+    Seed,
+    SequenceLength,
+    Space,
+    Target,
+    Task,
+    Timeout,
+    Tokens,
+    Trust,
+    Verify,
+    Weighting,
+    Workers,
+)
+from autocompress.cli.printing import console, print_json, say
 from autocompress.core.errors import AutocompressError
 
 if TYPE_CHECKING:
@@ -27,56 +72,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-spaces_app = typer.Typer(help="List the search spaces, or show one on a model.")
-app.add_typer(spaces_app, name="spaces")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="Run directory of a search.")]
-Model = Annotated[str, typer.Argument(help="Directory, hub id or package:NAME/FOLDER.")]
-Task = Annotated[str, typer.Option(help="Task, or auto to read it from the config.")]
-Data = Annotated[str, typer.Option(help="File, `datasets` directory or hub name, python-docs, …")]
-Space = Annotated[str, typer.Option(help="Name of a search space, or a YAML file.")]
-SpaceName = Annotated[str, typer.Argument(help="Name of a search space, or a YAML file.")]
-Sampler = Annotated[str, typer.Option(help="random, tpe or nsga2.")]
-Budgets = Annotated[
-    list[str] | None,
-    typer.Option(help="'200 trials', 30m or '2e6 tokens'; repeat for several limits."),
-]
-Driver = Annotated[str, typer.Option(help="local or ray.")]
-Workers = Annotated[int, typer.Option(help="Trials at the same time (Ray).")]
-Gpus = Annotated[float, typer.Option(help="GPUs per Ray worker; may be a fraction.")]
-Address = Annotated[str | None, typer.Option(help="Ray cluster to join, e.g. auto.")]
-Seed = Annotated[int, typer.Option(help="Seed of the splits and the sampler.")]
-Device = Annotated[str, typer.Option(help="Torch device, e.g. cpu or cuda.")]
-Dtype = Annotated[str, typer.Option(help="Search-time dtype; auto measures which is fastest.")]
-OptionalOut = Annotated[Path | None, typer.Option(help="Run directory to write.")]
-Out = Annotated[Path, typer.Option(help="Directory to write.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the search in --out.")]
-Calibration = Annotated[int, typer.Option(help="Tokens for layer statistics.")]
-SearchTokens = Annotated[int, typer.Option(help="Tokens of every trial.")]
-ReportTokens = Annotated[int, typer.Option(help="Held-out tokens of the front.")]
-SequenceLength = Annotated[int, typer.Option(help="Tokens per sequence.")]
-Timeout = Annotated[float | None, typer.Option(help="Seconds until a trial is given up (Ray).")]
-Profile = Annotated[str, typer.Option(help="Named device of the analytic latency.")]
-Trust = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Let code of the model repository run.")
-]
-MinQuality = Annotated[float | None, typer.Option(help="Least retained quality; 1 is the base.")]
-MaxBytes = Annotated[str | None, typer.Option(help="Largest size, e.g. 60MB.")]
-MaxLatency = Annotated[float | None, typer.Option(help="Most milliseconds per token.")]
-MinEfficiency = Annotated[float | None, typer.Option(help="Least cost efficiency; 1 is the base.")]
-By = Annotated[str, typer.Option(help="cost-efficiency, quality, size or knee.")]
-MemberId = Annotated[str, typer.Argument(help="Member id (or its start), or a baseline's name.")]
-Format = Annotated[
-    str, typer.Option("--format", help="packed (small) or dense (any tool loads it).")
-]
-Verify = Annotated[
-    bool, typer.Option("--verify/--no-verify", help="Reload in a fresh process and re-measure.")
-]
-Evaluated = Annotated[str, typer.Argument(help="An export, a model directory or a hub id.")]
-BaseModel = Annotated[str | None, typer.Option(help="Base model to compare with.")]
-Tokens = Annotated[int | None, typer.Option(help="Report tokens to evaluate on.")]
-Target = Annotated[Path, typer.Argument(metavar="RUN_OR_EXPORT", help="What to judge.")]
+app.add_typer(catalog)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -98,7 +94,7 @@ def search(
     task: Task = "auto",
     data: Data = "auto",
     space: Space = "joint",
-    sampler: Sampler = "nsga2",
+    sampler: Sampler = "guided",
     budget: Budgets = None,
     driver: Driver = "local",
     workers: Workers = 1,
@@ -116,6 +112,9 @@ def search(
     trial_timeout: Timeout = None,
     device_profile: Profile = "cpu-2core-avx512",
     trust_remote_code: Trust = False,
+    token_weighting: Weighting = "gradient",
+    cache: Cache = None,
+    bank_size: BankSize = None,
 ) -> None:
     """Search compressed versions of MODEL and write a measured Pareto front."""
     from autocompress.report.tables import front_table
@@ -128,13 +127,14 @@ def search(
         calibration_tokens=calibration_tokens, search_tokens=search_tokens,
         report_tokens=report_tokens, sequence_length=sequence_length,
         trial_timeout_seconds=trial_timeout, device_profile=device_profile,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, token_weighting=token_weighting,
+        cache=None if cache is None else str(cache), bank_size=bank_size,
     )  # fmt: skip
     from autocompress.workflows.search import run_search
 
     finished = run_search(settings, out, resume=resume, show_progress=True)
-    _console().print(front_table(finished.document))
-    _say(f"report: {finished.directory / 'report.html'}")
+    console().print(front_table(finished.document))
+    say(f"report: {finished.directory / 'report.html'}")
 
 
 @app.command()
@@ -144,9 +144,9 @@ def front(directory: RunDir, as_json: Json = False) -> None:
 
     document = _read_front(directory)
     if as_json:
-        _print_json(document.to_json())
+        print_json(document.to_json())
     else:
-        _console().print(front_table(document))
+        console().print(front_table(document))
 
 
 @app.command()
@@ -171,9 +171,9 @@ def pick(
         max_latency_ms=max_latency_ms,
     )
     if as_json:
-        _print_json(member.to_json())
+        print_json(member.to_json())
     else:
-        _console().print(member_table(member))
+        console().print(member_table(member))
 
 
 @app.command()
@@ -199,8 +199,22 @@ def export(
             progress=shown,
         )
     if written.verification is not None:
-        _console().print(verification_table(written.verification))
-    _say(f"exported {member} to {out}")
+        console().print(verification_table(written.verification))
+    say(f"exported {member} to {out}")
+
+
+@app.command()
+def finalize(directory: RunDir, member: MemberId, as_json: Json = False) -> None:
+    """Rebuild a member with more care at the same bytes; it replaces the member if better."""
+    from autocompress.report.progress import StudyProgress
+    from autocompress.workflows.finalize import finalize_member
+
+    with StudyProgress(enabled=True) as shown:
+        done = finalize_member(directory, member, progress=shown)
+    if as_json:
+        print_json(done.to_json())
+    else:
+        sys.stdout.write(f"{done.summary}\n")
 
 
 @app.command()
@@ -222,9 +236,9 @@ def evaluate(
             model, base=base, task=task, data=data, tokens=tokens, progress=shown
         )
     if as_json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
     else:
-        _console().print(evaluation_table(result.to_json()))
+        console().print(evaluation_table(result.to_json()))
 
 
 @app.command()
@@ -249,10 +263,66 @@ def gate(
         max_latency_ms=max_latency_ms,
     )
     if as_json:
-        _print_json(verdict.to_json())
+        print_json(verdict.to_json())
     else:
-        _console().print(gate_table(verdict.candidate, verdict.checks))
+        console().print(gate_table(verdict.candidate, verdict.checks))
     raise typer.Exit(0 if verdict.passed else 1)
+
+
+@app.command()
+def solve(
+    directory: RunDir,
+    max_bytes: MaxBytes = None,
+    max_latency_ms: MaxLatency = None,
+    as_json: Json = False,
+) -> None:
+    """Best allocation for a new budget, predicted from a run's trials with no forward pass."""
+    from autocompress.fronts.document import parse_bytes
+    from autocompress.report.solutions import solutions_table
+    from autocompress.workflows.solve import solve_run
+
+    solutions = solve_run(
+        directory,
+        max_bytes=None if max_bytes is None else parse_bytes(max_bytes),
+        max_latency_ms=max_latency_ms,
+    )
+    if as_json:
+        print_json([solution.to_json() for solution in solutions])
+    else:
+        console().print(solutions_table(solutions))
+
+
+@app.command()
+def profile(
+    model: Model,
+    task: Task = "auto",
+    data: Data = "auto",
+    space: Space = "joint",
+    calibration_tokens: Calibration = 8192,
+    sequence_length: SequenceLength = 256,
+    seed: Seed = 0,
+    empirical: Empirical = False,
+    out: ProfileOut = None,
+    as_json: Json = False,
+) -> None:
+    """Predict how much each layer of MODEL suffers from each option of a space."""
+    from autocompress.report.progress import StudyProgress
+    from autocompress.report.sensitivity import sensitivity_table
+    from autocompress.workflows.profile import PAGE, profile_model
+    from autocompress.workflows.settings import SearchSettings
+
+    settings = SearchSettings(
+        model=model, task=task, data=data, space=space, seed=seed, search_tokens=1,
+        report_tokens=1, calibration_tokens=calibration_tokens, sequence_length=sequence_length,
+    )  # fmt: skip
+    with StudyProgress(enabled=True) as shown:
+        found = profile_model(settings, empirical=empirical, out=out, progress=shown)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        console().print(sensitivity_table(found.to_json()))
+    if out is not None:
+        say(f"page: {out / PAGE}")
 
 
 @app.command()
@@ -260,48 +330,7 @@ def report(directory: RunDir) -> None:
     """Write report.html of a run again from its front and journal."""
     from autocompress.workflows.report import write_report
 
-    _say(f"report: {write_report(directory)}")
-
-
-@spaces_app.callback(invoke_without_command=True)
-def spaces(context: typer.Context) -> None:
-    """List the search spaces."""
-    if context.invoked_subcommand is None:
-        from autocompress.report.tables import spaces_table
-        from autocompress.spaces import available_spaces
-
-        _console().print(spaces_table(available_spaces()))
-
-
-@spaces_app.command("show")
-def show_space(
-    name: SpaceName,
-    model: Annotated[str, typer.Option(help="Directory, hub id or package:NAME/FOLDER.")],
-    task: Task = "auto",
-    as_json: Json = False,
-) -> None:
-    """Show how many layers, choices and combinations a space gives on a model."""
-    from autocompress.report.tables import space_table
-    from autocompress.workflows.spaces import describe_space
-
-    summary = describe_space(name, model, task)
-    if as_json:
-        _print_json(summary)
-    else:
-        _console().print(space_table(summary))
-
-
-@app.command()
-def methods(as_json: Json = False) -> None:
-    """List the compression methods."""
-    from autocompress.report.tables import methods_table
-    from autocompress.workflows.methods import describe_methods
-
-    rows = describe_methods()
-    if as_json:
-        _print_json(rows)
-    else:
-        _console().print(methods_table(rows))
+    say(f"report: {write_report(directory)}")
 
 
 @app.command()
@@ -310,7 +339,7 @@ def version(as_json: Json = False) -> None:
     from autocompress import __version__
 
     if as_json:
-        _print_json({"autocompress": __version__})
+        print_json({"autocompress": __version__})
     else:
         sys.stdout.write(f"autocompress {__version__}\n")
 
@@ -319,18 +348,3 @@ def _read_front(directory: Path) -> FrontDocument:
     from autocompress.fronts.document import FrontDocument
 
     return FrontDocument.read(directory)
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console()
-
-
-def _say(text: str) -> None:
-    """One line of progress for people, on stderr."""
-    sys.stderr.write(f"{text}\n")
-
-
-def _print_json(document: object) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")

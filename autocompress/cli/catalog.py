@@ -1,0 +1,68 @@
+"""Commands that list what there is: spaces, samplers, methods."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from autocompress.cli.options import Json, SpaceName, Task
+from autocompress.cli.printing import console, print_json
+
+catalog = typer.Typer()
+spaces_app = typer.Typer(help="List the search spaces, or show one on a model.")
+catalog.add_typer(spaces_app, name="spaces")
+
+
+@spaces_app.callback(invoke_without_command=True)
+def spaces(context: typer.Context) -> None:
+    """List the search spaces."""
+    if context.invoked_subcommand is None:
+        from autocompress.report.tables import spaces_table
+        from autocompress.spaces import available_spaces
+
+        console().print(spaces_table(available_spaces()))
+
+
+@spaces_app.command("show")
+def show_space(
+    name: SpaceName,
+    model: Annotated[str, typer.Option(help="Directory, hub id or package:NAME/FOLDER.")],
+    task: Task = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show how many layers, choices and combinations a space gives on a model."""
+    from autocompress.report.tables import space_table
+    from autocompress.workflows.spaces import describe_space
+
+    summary = describe_space(name, model, task)
+    if as_json:
+        print_json(summary)
+    else:
+        console().print(space_table(summary))
+
+
+@catalog.command()
+def samplers(as_json: Json = False) -> None:
+    """List the samplers: who proposes the next trial."""
+    from autocompress.report.tables import samplers_table
+    from autocompress.workflows.samplers import describe_samplers
+
+    rows = describe_samplers()
+    if as_json:
+        print_json(rows)
+    else:
+        console().print(samplers_table(rows))
+
+
+@catalog.command()
+def methods(as_json: Json = False) -> None:
+    """List the compression methods."""
+    from autocompress.report.tables import methods_table
+    from autocompress.workflows.methods import describe_methods
+
+    rows = describe_methods()
+    if as_json:
+        print_json(rows)
+    else:
+        console().print(methods_table(rows))

@@ -1,0 +1,65 @@
+"""The arguments and options that commands share, each with its help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="Run directory of a search.")]
+Model = Annotated[str, typer.Argument(help="Directory, hub id or package:NAME/FOLDER.")]
+Task = Annotated[str, typer.Option(help="Task, or auto to read it from the config.")]
+Data = Annotated[str, typer.Option(help="File, `datasets` directory or hub name, python-docs, …")]
+Space = Annotated[str, typer.Option(help="Name of a search space, or a YAML file.")]
+SpaceName = Annotated[str, typer.Argument(help="Name of a search space, or a YAML file.")]
+Sampler = Annotated[str, typer.Option(help="guided, or see `autocompress samplers`.")]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(help="'200 trials', 30m or '2e6 tokens'; repeat for several limits."),
+]
+Driver = Annotated[str, typer.Option(help="local or ray.")]
+Workers = Annotated[int, typer.Option(help="Trials at the same time (Ray).")]
+Gpus = Annotated[float, typer.Option(help="GPUs per Ray worker; may be a fraction.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to join, e.g. auto.")]
+Seed = Annotated[int, typer.Option(help="Seed of the splits and the sampler.")]
+Device = Annotated[str, typer.Option(help="Torch device, e.g. cpu or cuda.")]
+Dtype = Annotated[str, typer.Option(help="Search-time dtype; auto measures which is fastest.")]
+OptionalOut = Annotated[Path | None, typer.Option(help="Run directory to write.")]
+Out = Annotated[Path, typer.Option(help="Directory to write.")]
+ProfileOut = Annotated[Path | None, typer.Option("--out", help="Folder for profile and page.")]
+Empirical = Annotated[bool, typer.Option("--empirical", help="The data's labels, not sampled.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the search in --out.")]
+Calibration = Annotated[int, typer.Option(help="Tokens for layer statistics.")]
+SearchTokens = Annotated[int, typer.Option(help="Tokens of every trial.")]
+ReportTokens = Annotated[int, typer.Option(help="Held-out tokens of the front.")]
+SequenceLength = Annotated[int, typer.Option(help="Tokens per sequence.")]
+Timeout = Annotated[float | None, typer.Option(help="Seconds until a trial is given up (Ray).")]
+Profile = Annotated[str, typer.Option(help="Named device of the analytic latency.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let code of the model repository run.")
+]
+MinQuality = Annotated[float | None, typer.Option(help="Least retained quality; 1 is the base.")]
+MaxBytes = Annotated[str | None, typer.Option(help="Largest size, e.g. 60MB.")]
+MaxLatency = Annotated[float | None, typer.Option(help="Most milliseconds per token.")]
+MinEfficiency = Annotated[float | None, typer.Option(help="Least cost efficiency; 1 is the base.")]
+By = Annotated[str, typer.Option(help="cost-efficiency, quality, size or knee.")]
+MemberId = Annotated[str, typer.Argument(help="Member id (or its start), or a baseline's name.")]
+Format = Annotated[
+    str, typer.Option("--format", help="packed (small) or dense (any tool loads it).")
+]
+Verify = Annotated[
+    bool, typer.Option("--verify/--no-verify", help="Reload in a fresh process and re-measure.")
+]
+Evaluated = Annotated[str, typer.Argument(help="An export, a model directory or a hub id.")]
+BaseModel = Annotated[str | None, typer.Option(help="Base model to compare with.")]
+Tokens = Annotated[int | None, typer.Option(help="Report tokens to evaluate on.")]
+Target = Annotated[Path, typer.Argument(metavar="RUN_OR_EXPORT", help="What to judge.")]
+Weighting = Annotated[
+    str, typer.Option(help="How tokens count in layer statistics: gradient or none.")
+]
+Cache = Annotated[
+    Path | None, typer.Option(help="Statistics and bank; in the run directory by default.")
+]
+BankSize = Annotated[str | None, typer.Option(help="Largest size of the bank, e.g. 20GB.")]

@@ -1,0 +1,225 @@
+"""Whether a front beats what needs no search: each baseline against the best member that fits.
+
+The significance of a difference is judged one-sidedly at `CONFIDENT` standard errors. The member
+is the best of the front at no more bytes, chosen on the very tokens that judge it, so a gain of
+little more than that is optimistic.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from autocompress.core import Measurement
+from autocompress.fronts.entries import Member
+
+CONFIDENT = 1.645  # one-sided 5 % of the normal distribution
+
+
+class Verdict(StrEnum):
+    """How the best member at no more bytes compares with a baseline."""
+
+    BETTER = "better"
+    TIE = "tie"
+    WORSE = "worse"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A member minus a baseline, on the same tokens.
+
+    Attributes:
+        retained: difference of retained quality, positive where the member is better; its error
+            takes the two as independent, which overstates it.
+        damage: difference of damage per sequence, negative where the member is better, with the
+            error of the paired differences; None if the damages of sequences are not known.
+    """
+
+    retained: Measurement
+    damage: Measurement | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Better or worse only if the error bars and the retained quality agree; else a tie.
+
+        The paired damages judge significance where they are known, as they share the noise of the
+        tokens; retained quality gives the sign, as it is what the front is made of.
+        """
+        judged = self.retained if self.damage is None else self.damage
+        gain = judged.value if self.damage is None else -judged.value
+        margin = CONFIDENT * judged.standard_error
+        if gain > margin and self.retained.value > 0:
+            return Verdict.BETTER
+        if -gain > margin and self.retained.value < 0:
+            return Verdict.WORSE
+        return Verdict.TIE
+
+
+Differences = Callable[[Member, Member], Difference]
+"""From (member, baseline) to what separates them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A baseline against the best member of the front that takes no more bytes.
+
+    Attributes:
+        baseline: its name.
+        verdict: ``none`` if no member takes no more bytes or the baseline has no finite quality.
+        member: id of the member; empty if there is none.
+        is_itself: True if the baseline is that member: every other one that fits is significantly
+            worse, or none fits. The search then found nothing better there.
+        bytes_saved: baseline minus member.
+        difference: member minus baseline; None without a member.
+    """
+
+    baseline: str
+    verdict: Verdict
+    member: str = ""
+    is_itself: bool = False
+    bytes_saved: int = 0
+    difference: Difference | None = None
+
+    @property
+    def label(self) -> str:
+        """The verdict; ``tie (itself)`` where only the baseline matches itself."""
+        return f"{self.verdict.value} (itself)" if self.is_itself else self.verdict.value
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; what does not apply is left out, what is not finite is null."""
+        data: dict[str, Any] = {"baseline": self.baseline, "verdict": self.verdict.value}
+        if self.difference is None:
+            return data
+        data |= {"member": self.member, "bytes_saved": self.bytes_saved}
+        if self.is_itself:
+            data["is_itself"] = True
+        data["retained_difference"] = _to_json(self.difference.retained)
+        if self.difference.damage is not None:
+            data["damage_difference_per_sequence"] = _to_json(self.difference.damage)
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Comparison:
+        """The inverse of `to_json`."""
+        difference = None
+        if "retained_difference" in data:
+            damage = data.get("damage_difference_per_sequence")
+            difference = Difference(
+                _from_json(data["retained_difference"]), _from_json(damage) if damage else None
+            )
+        return cls(
+            baseline=str(data["baseline"]),
+            verdict=Verdict(data["verdict"]),
+            member=str(data.get("member", "")),
+            is_itself=bool(data.get("is_itself", False)),
+            bytes_saved=int(data.get("bytes_saved", 0)),
+            difference=difference,
+        )
+
+
+def unpaired(member: Member, baseline: Member) -> Difference:
+    """What separates two published entries, from their own error bars."""
+    if member.id == baseline.id:
+        return Difference(Measurement(0.0, 0.0))
+    one, other = member.quality, baseline.quality
+    error = math.hypot(one.standard_error, other.standard_error)
+    return Difference(Measurement(one.retained - other.retained, error))
+
+
+def paired(damages: Mapping[str, Sequence[float]]) -> Differences:
+    """Differences that know the damage of every sequence.
+
+    Args:
+        damages: by id of a member or baseline, the damage of each sequence (summed over its
+            tokens), in the same order for all. Of two that are not equally long, or shorter than
+            two sequences, the differences stay unpaired.
+    """
+
+    def between(member: Member, baseline: Member) -> Difference:
+        plain = unpaired(member, baseline)
+        one, other = damages.get(member.id, ()), damages.get(baseline.id, ())
+        if len(one) != len(other) or len(one) < 2 or member.id == baseline.id:
+            return plain
+        gaps = [a - b for a, b in zip(one, other, strict=True)]
+        if not all(map(math.isfinite, gaps)):
+            return plain
+        error = statistics.stdev(gaps) / math.sqrt(len(gaps))
+        return Difference(plain.retained, Measurement(statistics.fmean(gaps), error))
+
+    return between
+
+
+def against_baselines(
+    members: Sequence[Member], baselines: Iterable[Member], differences: Differences = unpaired
+) -> tuple[Comparison, ...]:
+    """Each baseline against the member of highest retained quality at no more bytes.
+
+    The baseline itself, where it is on the front, counts only if that member is significantly
+    worse or missing. If the front is that of candidates which hold the baselines, no verdict is
+    ``worse``: a baseline off the front is beaten in retained quality by a member that fits.
+
+    Args:
+        members: of the front.
+        baselines: in any order, which the answer keeps.
+        differences: between a member and a baseline.
+    """
+    return tuple(_against(members, baseline, differences) for baseline in baselines)
+
+
+def comparison_summary(comparisons: Sequence[Comparison]) -> str:
+    """One line for people: at which baselines the front is no worse, and where it failed."""
+    if not comparisons:
+        return ""
+    better = sum(c.verdict is Verdict.BETTER for c in comparisons)
+    text = (
+        f"At no more bytes the front is significantly better than {better} of "
+        f"{len(comparisons)} baselines"
+    )
+    alone = [c.baseline for c in comparisons if c.is_itself]
+    failed = [c.baseline for c in comparisons if c.verdict in (Verdict.WORSE, Verdict.NONE)]
+    if alone:
+        text += f"; the search found nothing else as good as {', '.join(alone)}"
+    if failed:
+        text += f"; it holds nothing as good as {', '.join(failed)}"
+    return text + "."
+
+
+def _against(members: Sequence[Member], baseline: Member, differences: Differences) -> Comparison:
+    if not math.isfinite(baseline.quality.retained):
+        return Comparison(baseline.name, Verdict.NONE)
+    fitting = [
+        m
+        for m in members
+        if m.storage_bytes <= baseline.storage_bytes and math.isfinite(m.quality.retained)
+    ]
+    itself = next((m for m in fitting if m.id == baseline.id), None)
+    others = [m for m in fitting if m.id != baseline.id]
+    best = min(others, key=lambda m: (-m.quality.retained, m.storage_bytes, m.id), default=None)
+    verdict = differences(best, baseline).verdict if best else Verdict.NONE
+    if itself is not None and verdict in (Verdict.WORSE, Verdict.NONE):
+        best, verdict = itself, Verdict.TIE
+    if best is None:
+        return Comparison(baseline.name, Verdict.NONE)
+    return Comparison(
+        baseline=baseline.name,
+        verdict=verdict,
+        member=best.id,
+        is_itself=best is itself,
+        bytes_saved=baseline.storage_bytes - best.storage_bytes,
+        difference=differences(best, baseline),
+    )
+
+
+def _to_json(measurement: Measurement) -> dict[str, float | None]:
+    values = measurement.to_json()
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _from_json(data: Mapping[str, float | None]) -> Measurement:
+    value, error = (math.nan if x is None else x for x in (data["value"], data["standard_error"]))
+    return Measurement(value, error)

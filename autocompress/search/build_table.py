@@ -1,0 +1,211 @@
+"""Fill the option table: compress every layer with every option, predict what each one damages.
+
+The bank is filled on the way, so a search that follows finds its options built. A finished table is
+kept as JSON under a digest of all that it depends on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autocompress.bank import Bank
+from autocompress.core import LayerSpec, Scheme, digest
+from autocompress.cost import CostModel, CostPart
+from autocompress.methods import decode
+from autocompress.models import LayerCurvature, ModelLayout, predicted_damage
+from autocompress.search.option_table import Floats, OptionTable, PerChoice
+from autocompress.spaces import Choice, SearchSpace
+
+_log = logging.getLogger(__name__)
+
+_FORMAT = "option table 1"
+
+NOT_FINITE = 1e6
+"""Damage of an option whose weights or prediction are not finite: far above any real one."""
+
+Progress = Callable[[int, int], None]
+Curvature = Callable[[LayerSpec], LayerCurvature]
+
+
+def build_option_table(
+    space: SearchSpace,
+    layout: ModelLayout,
+    bank: Bank,
+    *,
+    curvature: Curvature,
+    cost: CostModel,
+    weights: Mapping[str, Tensor],
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> OptionTable:
+    """Predicted damage and additive costs of every option.
+
+    The damage of an option of several layers is the sum of theirs. An option that is not finite
+    gets `NOT_FINITE` and is named in a warning.
+
+    Args:
+        space: what may be chosen.
+        layout: of the model.
+        bank: of the model; filled.
+        curvature: of a layer, e.g. `CurvatureStore.get`.
+        cost: of the model.
+        weights: base weights (o, d) by layer name.
+        cache: folder of finished tables; None to build anew. A table that cannot be read is built
+            again, one that cannot be written is returned all the same, each with a warning.
+        progress: told how many of all layer × option are done.
+    """
+    key = _key(space, layout, bank, curvature, cost)
+    path = None if cache is None else cache / f"{key}.json"
+    table = None if path is None else _read(path, space)
+    if table is None:
+        damages_of = partial(_damages, bank, curvature, weights)
+        damage = _table_of_damages(space, layout, damages_of, progress)
+        table = replace(_costs(space, layout, cost), damage=damage)
+        if path is not None:
+            _write(path, table)
+    return table
+
+
+def _table_of_damages(
+    space: SearchSpace,
+    layout: ModelLayout,
+    damages_of: Callable[[LayerSpec, Sequence[Scheme]], Iterator[float]],
+    progress: Progress | None,
+) -> PerChoice:
+    total = sum(len(choice.options) * len(choice.layers) for choice in space.choices)
+    done = 0
+    table: list[Floats] = []
+    for choice in space.choices:
+        damage = np.zeros(len(choice.options))
+        for index, name in enumerate(choice.layers):
+            schemes = [option.schemes[index] for option in choice.options]
+            for level, value in enumerate(damages_of(layout.layer(name), schemes)):
+                damage[level] += value
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+        table.append(np.minimum(damage, NOT_FINITE))
+    return tuple(table)
+
+
+def _damages(
+    bank: Bank,
+    curvature: Curvature,
+    weights: Mapping[str, Tensor],
+    layer: LayerSpec,
+    schemes: Sequence[Scheme],
+) -> Iterator[float]:
+    """Damage of a layer under each scheme, one decoded matrix in memory at a time."""
+    found = curvature(layer)
+    weight = weights[layer.name]
+    for scheme in schemes:
+        if scheme.is_base:
+            yield 0.0
+            continue
+        packed = bank.packed(layer.name, scheme)
+        # in float32, as search-time forwards decode; a 16-bit base would round once more
+        dense = decode(packed.tensors, packed.scheme, packed.shape, torch.float32)
+        value = predicted_damage(weight, dense.to(weight.device), found)
+        if not math.isfinite(value):
+            _log.warning(
+                "The predicted damage of layer %r under %s is not finite; it counts as %g.",
+                layer.name,
+                scheme,
+                NOT_FINITE,
+            )
+            value = NOT_FINITE
+        yield value
+
+
+def _costs(space: SearchSpace, layout: ModelLayout, cost: CostModel) -> OptionTable:
+    """The table without damages."""
+    parts = [
+        [_parts(layout, cost, choice, level) for level in range(len(choice.options))]
+        for choice in space.choices
+    ]
+    searched = set(space.searched_layers)
+    base = [cost.part(layer, Scheme()) for layer in cost.layers if layer.name not in searched]
+    fixed = [cost.rest.additive(cost.profile), *(p.additive(cost.profile) for p in base)]
+    return OptionTable(
+        names=tuple(choice.name for choice in space.choices),
+        roles=tuple(layout.layer(choice.layers[0]).role for choice in space.choices),
+        depths=tuple(_depth(layout, choice) for choice in space.choices),
+        labels=tuple(tuple(option.label for option in choice.options) for choice in space.choices),
+        damage=tuple(np.zeros(len(choice.options)) for choice in space.choices),
+        costs={
+            resource: tuple(
+                np.array([_sum(level, resource, cost) for level in rows], dtype=np.float64)
+                for rows in parts
+            )
+            for resource in fixed[0]
+        },
+        fixed={resource: float(sum(part[resource] for part in fixed)) for resource in fixed[0]},
+    )
+
+
+def _sum(parts: Sequence[CostPart], resource: str, cost: CostModel) -> float:
+    return sum(part.additive(cost.profile)[resource] for part in parts)
+
+
+def _parts(layout: ModelLayout, cost: CostModel, choice: Choice, level: int) -> list[CostPart]:
+    schemes = choice.options[level].schemes
+    return [cost.part(layout.layer(n), s) for n, s in zip(choice.layers, schemes, strict=True)]
+
+
+def _depth(layout: ModelLayout, choice: Choice) -> float:
+    """Place of a choice along the blocks, 0 to 1; -1 before them, 2 after them."""
+    layer = layout.layer(choice.layers[0])
+    if layer.block is not None:
+        return layer.block / max(1, len(layout.blocks) - 1)
+    return -1.0 if layer.role == "embedding" else 2.0
+
+
+def _key(
+    space: SearchSpace, layout: ModelLayout, bank: Bank, curvature: Curvature, cost: CostModel
+) -> str:
+    """Of all that a table depends on; a bank entry's name says weight, statistics and code."""
+    entries = [
+        bank.path(name, option.schemes[index]).stem
+        for choice in space.choices
+        for index, name in enumerate(choice.layers)
+        for option in choice.options
+        if not option.schemes[index].is_base
+    ]
+    layers = [curvature(layout.layer(name)).digest for name in space.searched_layers]
+    device = [cost.profile.to_json(), cost.tokens_per_pass]
+    others = [cost.other_bytes, cost.other_macs_per_token]
+    model = [layer.to_json() for layer in cost.layers]
+    labels = [[option.label for option in choice.options] for choice in space.choices]
+    parts = [_FORMAT, space.digest, labels, entries, layers, device, others, model]
+    return digest(parts)
+
+
+def _read(path: Path, space: SearchSpace) -> OptionTable | None:
+    try:
+        table = OptionTable.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _log.warning("The option table %s is damaged and is built again: %s.", path, error)
+        return None
+    return table if table.names == tuple(choice.name for choice in space.choices) else None
+
+
+def _write(path: Path, table: OptionTable) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(table.to_json(), allow_nan=False), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        _log.warning("The option table %s cannot be kept: %s.", path, error)

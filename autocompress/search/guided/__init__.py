@@ -1,0 +1,1 @@
+"""The guided sampler: a surrogate, corrected by every measurement, screens proposals."""

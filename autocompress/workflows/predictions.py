@@ -1,0 +1,60 @@
+"""What a search predicted: its space and option table, kept in the run directory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from autocompress.core.errors import RunDirectoryError
+from autocompress.search.option_table import OptionTable
+from autocompress.spaces import SearchSpace
+
+PREDICTIONS = "predictions.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """A search space on one model and the option table of it."""
+
+    space: SearchSpace
+    table: OptionTable
+
+    def write(self, directory: Path) -> None:
+        """Write `predictions.json` by atomic rename.
+
+        Raises:
+            RunDirectoryError: the directory cannot be written.
+        """
+        document = {"space": self.space.to_json(), "table": self.table.to_json()}
+        temporary = directory / f".{PREDICTIONS}.tmp"
+        try:
+            temporary.write_text(json.dumps(document), encoding="utf-8")
+            temporary.replace(directory / PREDICTIONS)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"The run directory {directory} cannot be written ({error.strerror or error})."
+            ) from error
+
+    @classmethod
+    def read(cls, directory: Path) -> Predictions:
+        """Read `predictions.json`.
+
+        Raises:
+            RunDirectoryError: there is none, or it is damaged.
+        """
+        path = directory / PREDICTIONS
+        if not path.is_file():
+            raise RunDirectoryError(
+                f"To solve for a budget takes {PREDICTIONS}, but {directory} holds none: its "
+                "search used a sampler without predictions, or an older version. Next step: search "
+                "again with --sampler guided."
+            )
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return cls(SearchSpace.from_json(data["space"]), OptionTable.from_json(data["table"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunDirectoryError(
+                f"{path} is damaged ({type(error).__name__}: {error}). Next step: resume the "
+                "search; it writes the file again."
+            ) from error

@@ -1,0 +1,93 @@
+"""A picked member is rebuilt, replaces the old one only if it is better, and exports as claimed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from .conftest import SMALL
+
+
+@pytest.fixture(scope="module")
+def run_dir(trained, tmp_path_factory) -> Path:
+    """A finished search of a tiny Llama."""
+    from autocompress.cli import run
+
+    out = tmp_path_factory.mktemp("finalize") / "run"
+    arguments = ["search", trained("llama"), "--space", "mixed_precision", "--sampler", "nsga2",
+                 "--budget", "8 trials", "--out", out, *SMALL]  # fmt: skip
+    assert run([str(a) for a in arguments]) == 0
+    return out
+
+
+@pytest.fixture
+def copied(run_dir, tmp_path) -> Path:
+    return Path(shutil.copytree(run_dir, tmp_path / "run"))
+
+
+def smallest(directory):
+    from autocompress.fronts import FrontDocument
+
+    return FrontDocument.read(directory).members[0]
+
+
+@pytest.mark.slow
+def test_a_finalized_member_is_kept_only_if_better_and_exports_as_claimed(cli, copied, tmp_path):
+    before = json.loads((copied / "front.json").read_text())
+    member = smallest(copied)
+    finished = cli("finalize", copied, member.id, "--json")
+    assert finished.status == 0, finished.err
+    done = finished.document
+    one, two = (done["finalized"][k]["value"] for k in ("search_damage", "rebuilt_damage"))
+    after = json.loads((copied / "front.json").read_text())
+    if not done["replaced"]:
+        assert done["reason"]
+        assert after == before
+        return
+    assert two < one
+    rebuilt = smallest(copied)
+    assert rebuilt.storage_bytes == member.storage_bytes
+    assert rebuilt.finalized.searched_as == member.id
+    assert "finalized" in cli("front", copied).out
+    assert cli("finalize", copied, rebuilt.id).status == 2
+    shutil.rmtree(copied / "cache" / "bank")
+    exported = cli("export", copied, rebuilt.id, "--out", tmp_path / "a")
+    assert exported.status == 0, exported.err
+    shutil.rmtree(copied / "cache")
+    again = cli("export", copied, rebuilt.id, "--out", tmp_path / "b")
+    assert again.status == 0, again.err
+    assert "differ" not in again.err
+    tensors = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert tensors[0] == tensors[1]
+
+
+@pytest.mark.slow
+def test_a_worse_rebuild_leaves_the_front_as_it_was(cli, copied, monkeypatch):
+    from autocompress.workflows import finalize
+
+    real = finalize._compare
+
+    def worse(case, pair):
+        found = real(case, pair)
+        damage = replace(found.search_damage, value=found.rebuilt_damage.value - 0.1)
+        return replace(found, search_damage=damage)
+
+    monkeypatch.setattr(finalize, "_compare", worse)
+    before = (copied / "front.json").read_bytes()
+    finished = cli("finalize", copied, smallest(copied).id)
+    assert finished.status == 0
+    assert "stays as it was" in finished.out
+    assert (copied / "front.json").read_bytes() == before
+
+
+def test_unknown_members_and_directories_are_named(cli, run_dir, tmp_path):
+    unknown = cli("finalize", run_dir, "nothing")
+    assert unknown.status == 2
+    assert "No member or baseline is called 'nothing'" in unknown.err
+    missing = cli("finalize", tmp_path / "none", "x")
+    assert missing.status == 2
+    assert "There is no run directory" in missing.err

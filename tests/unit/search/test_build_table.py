@@ -1,0 +1,96 @@
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from autocompress.bank import Bank
+from autocompress.cost import PROFILES, CostModel
+from autocompress.models import (
+    CurvatureStore,
+    LayerCurvature,
+    collect_curvature,
+    describe,
+    weight_matrix,
+)
+from autocompress.search.build_table import NOT_FINITE, build_option_table
+from autocompress.spaces import load_space
+from autocompress.testing.tiny_models import tiny_batches, tiny_model
+
+
+def loss(module, batch, generator):
+    logits = module(**batch).logits
+    return (logits * torch.randn(logits.shape, generator=generator)).sum(), logits.shape[0]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    root = tmp_path_factory.mktemp("table")
+    module = tiny_model("llama")
+    layout, store = describe(module), CurvatureStore(root / "curvature")
+    collect_curvature(module, layout, tiny_batches("llama", n_batches=4), loss, store)
+    space = load_space("mixed_precision", layout.layers)
+    weights = {layer.name: weight_matrix(module, layer) for layer in layout.layers}
+    cost = CostModel(
+        layout.layers,
+        layout.other_bytes,
+        layout.other_macs_per_token,
+        PROFILES["cpu-2core-avx512"],
+        searched_layers=space.searched_layers,
+    )
+    bank = Bank(root / "bank", layout, weights, store.statistics)
+    return {
+        "space": space, "layout": layout, "bank": bank,
+        "curvature": store.get, "cost": cost, "weights": weights,
+    }  # fmt: skip
+
+
+def test_totals_are_those_of_the_cost_model(parts):
+    table, space = build_option_table(**parts), parts["space"]
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        levels = [int(rng.integers(len(choice.options))) for choice in space.choices]
+        named = {c.name: level for c, level in zip(space.choices, levels, strict=True)}
+        resources = parts["cost"].resources(space.decode(named))
+        for name in ("storage_bytes", "macs_per_token"):
+            assert table.total(name, levels) == resources[name].value
+        for name in ("bytes_moved_per_token", "latency_ms_per_token"):
+            assert table.total(name, levels) == pytest.approx(resources[name].value, rel=1e-12)
+
+
+def test_damages_are_zero_for_the_base_and_fall_with_the_bits(parts):
+    table = build_option_table(**parts)
+    for labels, damage in zip(table.labels, table.damage, strict=True):
+        assert (damage >= 0).all()
+        assert damage[labels.index("base")] == 0 if "base" in labels else True
+        assert damage[0] > damage[-2] > 0
+
+
+def test_a_kept_table_is_read_again_and_a_damaged_one_built_again(parts, tmp_path, caplog):
+    calls = []
+    first = build_option_table(**parts, cache=tmp_path, progress=lambda *d: calls.append(d))
+    assert calls[-1] == (len(calls), len(calls))
+    calls.clear()
+    again = build_option_table(**parts, cache=tmp_path, progress=lambda *d: calls.append(d))
+    assert again.digest == first.digest
+    assert calls == []
+    (path,) = tmp_path.glob("*.json")
+    path.write_text(path.read_text()[:50])
+    with caplog.at_level(logging.WARNING):
+        assert build_option_table(**parts, cache=tmp_path).digest == first.digest
+    assert path.name in caplog.text
+    dearer = replace(parts["cost"], tokens_per_pass=7)
+    build_option_table(**{**parts, "cost": dearer}, cache=tmp_path)
+    assert len(list(tmp_path.glob("*.json"))) == 2
+
+
+def test_an_option_that_is_not_finite_is_named_and_counts_as_huge(parts, caplog):
+    def broken(layer):
+        found = parts["curvature"](layer)
+        rows = None if found.rows is None else torch.full_like(found.rows, torch.nan)
+        return LayerCurvature(rows, found.hessian, found.lookup, "broken")
+
+    table = build_option_table(**{**parts, "curvature": broken})
+    assert max(float(d.max()) for d in table.damage) == NOT_FINITE
+    assert "is not finite; it counts as 1e+06" in caplog.text
