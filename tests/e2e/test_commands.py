@@ -23,8 +23,8 @@ def run_dir(trained, tmp_path_factory) -> Path:
     from autocompress.cli import run
 
     out = tmp_path_factory.mktemp("commands") / "run"
-    arguments = ["search", trained("llama"), "--space", "mixed_precision", "--sampler", "nsga2",
-                 "--budget", "16 trials", "--out", out, *SMALL]  # fmt: skip
+    arguments = ["search", trained("llama"), "--space", "mixed_precision", "--budget",
+                 "16 trials", "--out", out, *SMALL]  # fmt: skip
     assert run([str(a) for a in arguments]) == 0
     return out
 
@@ -121,6 +121,35 @@ def test_spaces_show_counts_what_the_space_gives_on_the_model(cli, trained):
     assert cli("spaces").status == cli("methods").status == cli("version").status == 0
 
 
+def test_trials_say_what_was_predicted_for_them(run_dir):
+    lines = [json.loads(line) for line in (run_dir / "trials.jsonl").read_text().splitlines()]
+    proposed = [line for line in lines if line["source"] == "sampler:guided"]
+    assert proposed
+    assert all("predicted_log_damage" in line["sampler_state"] for line in proposed)
+
+
+def test_a_new_budget_is_solved_from_the_run_alone(cli, run_dir):
+    front = cli("front", run_dir, "--json").document
+    sizes = sorted(m["storage_bytes"] for m in front["members"])
+    finished = cli("solve", run_dir, "--max-bytes", sizes[len(sizes) // 2], "--json")
+    assert finished.status == 0, finished.err
+    (solution,) = finished.document
+    assert solution["resources"]["storage_bytes"] <= sizes[len(sizes) // 2]
+    assert solution["damage"]["low"] < solution["damage"]["value"] < solution["damage"]["high"]
+    table = cli("solve", run_dir)
+    assert "not measured" in table.out
+    too_small = cli("solve", run_dir, "--max-bytes", 10)
+    assert too_small.status == 2
+    assert "The smallest storage_bytes" in too_small.err
+
+
+def test_samplers_are_listed_with_what_they_use(cli):
+    rows = {row["name"]: row for row in cli("samplers", "--json").document}
+    assert rows["guided"]["needs_table"]
+    assert not rows["random"]["adaptive"]
+    assert "evopress" in cli("samplers").out
+
+
 def test_help_and_front_import_no_torch(run_dir):
     code = (
         "import sys; from autocompress.cli import run; "
@@ -131,9 +160,9 @@ def test_help_and_front_import_no_torch(run_dir):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def _command(model: Path, out: Path, *more: str) -> list[str]:
+def _command(model: Path, out: Path, *more: str, sampler: str = "nsga2") -> list[str]:
     return [sys.executable, "-m", "autocompress", "search", str(model), "--space",
-            "mixed_precision", "--sampler", "nsga2", "--out", str(out), *SMALL, *more]  # fmt: skip
+            "mixed_precision", "--sampler", sampler, "--out", str(out), *SMALL, *more]  # fmt: skip
 
 
 def _wait_for_trials(out: Path, n: int, process: subprocess.Popen) -> None:
@@ -159,16 +188,18 @@ def test_ctrl_c_ends_with_a_valid_front(trained, tmp_path, cli):
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_killed_and_resumed_equals_uninterrupted(trained, tmp_path, cli):
+@pytest.mark.parametrize("sampler", ["nsga2", "guided"])
+def test_killed_and_resumed_equals_uninterrupted(trained, tmp_path, cli, sampler):
     model, killed, whole = trained("llama"), tmp_path / "killed", tmp_path / "whole"
-    command = _command(model, killed, "--budget", "60 trials")
+    command = _command(model, killed, "--budget", "60 trials", sampler=sampler)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         _wait_for_trials(killed, 20, process)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
     assert not (killed / "front.json").exists()
     subprocess.run([*command, "--resume"], check=True, capture_output=True)
-    subprocess.run(_command(model, whole, "--budget", "60 trials"), check=True, capture_output=True)
+    again = _command(model, whole, "--budget", "60 trials", sampler=sampler)
+    subprocess.run(again, check=True, capture_output=True)
     assert _archive(killed) == _archive(whole)
     fronts = [json.loads((d / "front.json").read_text())["members"] for d in (killed, whole)]
     assert fronts[0] == fronts[1]
