@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kendalltau
 
 from autocompress.bank import Bank
 from autocompress.cost import PROFILES, CostModel
@@ -14,7 +15,8 @@ from autocompress.models import (
     describe,
     weight_matrix,
 )
-from autocompress.search.build_table import NOT_FINITE, build_option_table
+from autocompress.search import build_table
+from autocompress.search.build_table import MOST_EXACT, NOT_FINITE, build_option_table
 from autocompress.spaces import load_space
 from autocompress.testing.tiny_models import tiny_batches, tiny_model
 
@@ -94,3 +96,28 @@ def test_an_option_that_is_not_finite_is_named_and_counts_as_huge(parts, caplog)
     table = build_option_table(**{**parts, "curvature": broken})
     assert max(float(d.max()) for d in table.damage) == NOT_FINITE
     assert "is not finite; it counts as 1e+06" in caplog.text
+
+
+def test_of_many_options_a_scheme_counts_as_the_sum_of_its_stages(parts):
+    joint = load_space("joint", parts["layout"].layers)
+    composed = build_option_table(**parts | {"space": joint})
+    choice = next(i for i, c in enumerate(joint.choices) if len(c.options) > MOST_EXACT)
+    damage = dict(zip(composed.labels[choice], composed.damage[choice], strict=True))
+    single = [label for label in damage if "+" not in label]
+    both = [label for label in damage if label.count("+") == 1]
+    assert both
+    for label in both:
+        stages = [part for part in single if part in label]
+        assert len(stages) == 2
+        assert damage[label] == pytest.approx(sum(damage[stage] for stage in stages))
+
+
+def test_sums_of_stages_rank_options_nearly_as_compressing_them_does(parts, monkeypatch):
+    joint = load_space("joint", parts["layout"].layers)
+    composed = build_option_table(**parts | {"space": joint})
+    monkeypatch.setattr(build_table, "MOST_EXACT", 1000)
+    exact = build_option_table(**parts | {"space": joint})
+    choice = next(i for i, c in enumerate(joint.choices) if len(c.options) > MOST_EXACT)
+    assert not np.array_equal(composed.damage[choice], exact.damage[choice])
+    tau = kendalltau(composed.damage[choice], exact.damage[choice]).statistic
+    assert tau > 0.75
