@@ -26,7 +26,7 @@ from scipy.stats import kendalltau
 
 from autocompress.core import Allocation, TrialRequest, TrialResult
 from autocompress.drivers.local import LocalDriver
-from autocompress.evaluate import TaskLoss, curvature_batches
+from autocompress.evaluate import curvature_batches
 from autocompress.search import SAMPLERS, Budget, Journal, Study, TrialContext
 from autocompress.search.guided.sampler import Guided
 from autocompress.search.option_table import OptionTable
@@ -72,7 +72,7 @@ class Case:
             session.base.layout,
             session.space,
             batches=curvature_batches(session.task, module, session.splits.calibration),
-            loss=TaskLoss(session.task),
+            loss=session.task.curvature_loss,
             dense=lambda name, scheme: bank.dense(name, scheme, dtype),
             seed=session.settings.seed,
         )

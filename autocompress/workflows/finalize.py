@@ -2,7 +2,8 @@
 
 The member keeps its bytes. Each layer is compressed again by the strongest method that stores as
 much, with statistics gathered block by block on the compressed prefix. Old and new are compared on
-the search tokens, sequence by sequence; the report tokens measure what is kept and decide nothing.
+the search tokens, sequence by sequence. The report tokens measure what is kept; they decide only
+that a rebuilt member which another one beats there is not put on the front.
 """
 
 from __future__ import annotations
