@@ -1,7 +1,7 @@
-"""Writes the results of the README, and the picture of each run, from the committed fronts.
+"""Writes the results of the README and of docs/search_engine.md from the committed JSON files.
 
-``python benchmarks/readme_results.py`` rewrites the block between the markers; with ``--check`` it
-only says whether the README is up to date (the test suite does that too).
+``python benchmarks/readme_results.py`` rewrites the blocks between the markers; with ``--check`` it
+only says whether they are up to date (the test suite does that too).
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ README = ROOT / "README.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 RUNS = {"demo": "all-MiniLM-L6-v2", "gemma-3-270m": "Gemma 3 270M"}
 FLOORS = (0.99, 0.98, 0.95, 0.9, 0.8)
+ENGINE = ROOT / "docs" / "search_engine.md"
+REPLAY_BEGIN, REPLAY_END = "<!-- replay: begin -->", "<!-- replay: end -->"
+TRIALS = ("25", "50", "100", "300", "2000")
 
 
 def block() -> str:
@@ -81,21 +84,50 @@ def megabytes(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.1f} MB"
 
 
+def replay_table() -> str:
+    """Hypervolume of each sampler after so many trials, the best at 100 trials first."""
+    path = ROOT / "results" / "replay_samplers.json"
+    samplers = json.loads(path.read_text(encoding="utf-8"))["samplers"]
+    ranked = sorted(samplers, key=lambda name: -samplers[name]["100"]["mean"])
+    lines = [
+        f"| sampler | {' | '.join(f'{int(n):,}' for n in TRIALS)} | ms per trial |",
+        "|---|" + "---|" * (len(TRIALS) + 1),
+    ]
+    for name in ranked:
+        row = samplers[name]
+        means = [f"{row[n]['mean']:.3f}" if n in row else "" for n in TRIALS]
+        lines.append(f"| `{name}` | {' | '.join(means)} | {row['ms_per_trial']:.1f} |")
+    return "\n".join(lines)
+
+
 def updated(text: str) -> str:
     """The README with its results block as the fronts say."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{block()}\n\n{END}{after}"
+    return _between(text, BEGIN, block(), END)
+
+
+def updated_engine(text: str) -> str:
+    """The page of the search engine with its table as the benchmark says."""
+    return _between(text, REPLAY_BEGIN, replay_table(), REPLAY_END)
+
+
+def _between(text: str, begin: str, content: str, end: str) -> str:
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
 
 
 def main(arguments: list[str]) -> int:
-    """Rewrite the README, or check it."""
-    text = README.read_text(encoding="utf-8")
-    new = updated(text)
+    """Rewrite the pages, or check them."""
+    stale = False
+    for path, update in ((README, updated), (ENGINE, updated_engine)):
+        text = path.read_text(encoding="utf-8")
+        new = update(text)
+        stale |= new != text
+        if "--check" not in arguments:
+            path.write_text(new, encoding="utf-8")
     if "--check" in arguments:
-        print("README results are up to date" if new == text else "README results are stale")
-        return int(new != text)
-    README.write_text(new, encoding="utf-8")
+        print("results are stale" if stale else "results are up to date")
+        return int(stale)
     return 0
 
 

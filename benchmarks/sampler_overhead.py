@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from autocompress.core import (
     Measurement,
     Metrics,
@@ -29,6 +31,7 @@ from autocompress.core import (
 )
 from autocompress.search.journal import Journal
 from autocompress.search.mirror import Mirror
+from autocompress.search.option_table import OptionTable
 from autocompress.search.samplers import SAMPLERS
 from autocompress.spaces.space import Choice, Option, SearchSpace
 
@@ -42,6 +45,21 @@ def make_space(n_choices: int) -> SearchSpace:
     options = tuple(Option(str(s), (s,)) for s in schemes)
     names = [f"model.layers.{i}.self_attn.q_proj" for i in range(n_choices)]
     return SearchSpace("benchmark", "", tuple(Choice(n, (n,), options) for n in names))
+
+
+def make_table(space: SearchSpace) -> OptionTable:
+    """Made-up predictions for samplers that need some."""
+    count = len(space.choices)
+    damage = (N_OPTIONS - np.arange(N_OPTIONS)) ** 2 / 1000.0
+    return OptionTable(
+        names=tuple(c.name for c in space.choices),
+        roles=("query",) * count,
+        depths=tuple(i / count for i in range(count)),
+        labels=tuple(tuple(o.label for o in c.options) for c in space.choices),
+        damage=tuple(damage * (1 + i % 5) for i in range(count)),
+        costs={"storage_bytes": (np.arange(N_OPTIONS) + 1.0,) * count},
+        fixed={"storage_bytes": 0.0},
+    )
 
 
 def measured(request: TrialRequest, space: SearchSpace) -> TrialResult:
@@ -80,8 +98,8 @@ class Stopwatch:
 
 def measure(name: str, space: SearchSpace, n_trials: int, directory: Path) -> dict[str, object]:
     """Ask, tell, journal and mirror of one sampler."""
-    watch = Stopwatch()
-    sampler = SAMPLERS[name](space, seed=0)
+    watch, table = Stopwatch(), make_table(space)
+    sampler = SAMPLERS[name](space, seed=0, table=table)
     mirror = Mirror(directory / f"{name}.log", space)
     with Journal(directory / f"{name}.jsonl") as journal:
         for number in range(n_trials):
@@ -93,7 +111,7 @@ def measure(name: str, space: SearchSpace, n_trials: int, directory: Path) -> di
     started = time.perf_counter()
     mirror.close()
     behind = time.perf_counter() - started
-    resumed = SAMPLERS[name](space, seed=0)
+    resumed = SAMPLERS[name](space, seed=0, table=table)
     with Journal(directory / f"{name}.jsonl") as journal:
         started = time.perf_counter()
         for result in journal.read():
@@ -112,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--choices", type=int, default=100)
     parser.add_argument("--trials", type=int, default=300)
+    parser.add_argument("--samplers", nargs="+", default=["random", "tpe", "nsga2", "guided"])
     parser.add_argument("--out", type=Path, default=Path("results/sampler_overhead.json"))
     arguments = parser.parse_args()
     space = make_space(arguments.choices)
@@ -121,7 +140,8 @@ def main() -> None:
             "choices": arguments.choices,
             "trials": arguments.trials,
             "samplers": {
-                name: measure(name, space, arguments.trials, Path(folder)) for name in SAMPLERS
+                name: measure(name, space, arguments.trials, Path(folder))
+                for name in arguments.samplers
             },
         }
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")

@@ -14,6 +14,7 @@ from autocompress.search.guided.surrogate import Observations
 from autocompress.search.option_table import Floats
 
 _SAFE = 0.9995  # retained quality above which a model is as good as the base for most
+_NEARLY_SAFE = 0.95
 _BROKEN = 0.3  # retained quality below which nobody cares how broken it is
 _MOST_FITTED = 320
 _FEWEST_FITTED = 96
@@ -32,6 +33,7 @@ class Measured:
         retained: retained quality.
         extra_sd: of the log damage, beyond the surrogate's own error; 0 if all tokens were seen.
         predicted: log damage that was predicted when the trial was proposed.
+        retained_error: standard error of the retained quality.
     """
 
     levels: Levels
@@ -40,6 +42,7 @@ class Measured:
     retained: float
     extra_sd: float = 0.0
     predicted: float | None = None
+    retained_error: float = 0.0
 
 
 class MeasuredFront:
@@ -86,8 +89,11 @@ class Scale:
         if not trials:
             return cls(largest=largest)
         kept, damages = zip(*sorted((m.retained, m.damage) for m in trials), strict=True)
-        safe, broken = np.exp(np.interp((_SAFE, _BROKEN), kept, np.log(damages)))
-        good = [m.cost for m in trials if m.retained > _SAFE]
+        errors = [m.retained_error for m in trials if m.retained > _NEARLY_SAFE]
+        # What the tokens cannot tell from the base is as good as the base.
+        as_good = min(_SAFE, 1.0 - float(np.median(errors))) if errors else _SAFE
+        safe, broken = np.exp(np.interp((as_good, _BROKEN), kept, np.log(damages)))
+        good = [m.cost for m in trials if m.retained > as_good]
         useful = min(_SLACK * min(good), largest) if good else largest
         return cls(float(safe), float(broken), useful)
 

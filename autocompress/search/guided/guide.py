@@ -8,6 +8,7 @@ crosses of the measured front, and swaps of the best of these.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -32,6 +33,8 @@ _N_CROSSED = 48
 _N_LEADERS = 4
 _N_REFINED = 32
 _N_ANYWHERE = 1000
+_MOST_CELLS = 40_000
+"""Candidates times choices that are screened at a time: larger spaces get fewer candidates."""
 _FITS_PER_DOUBLING = 16
 _RECENT = 16
 _FEWEST_FOR_TAU = 4
@@ -69,6 +72,8 @@ class Guide:
         self._cost = self._features.by_choice(self._flat_cost)
         self._fixed = table.fixed[STORAGE]
         self._largest = self._fixed + sum(float(c.max()) for c in table.cost(STORAGE))
+        pool = _N_PREDICTED + _N_SAMPLES * _N_PER_SAMPLE + _N_SWAPPED + _N_CROSSED + _N_REFINED
+        self._share = min(1.0, _MOST_CELLS / (pool * max(len(self._features.n_options), 1)))
         self._seed = seed
         self._trials: list[Measured] = []
         self._front = MeasuredFront()
@@ -148,14 +153,19 @@ class Guide:
 
     def _pool(self, fit: _Fit, generator: np.random.Generator) -> Levels:
         largest = fit.scale.largest - self._fixed
-        parts = [spaced(fit.expected, largest, _N_PREDICTED)]
-        parts += [spaced(drawn, largest, _N_PER_SAMPLE, generator) for drawn in fit.drawn]
+        parts = [spaced(fit.expected, largest, self._count(_N_PREDICTED))]
+        n_drawn = self._count(_N_PER_SAMPLE)
+        parts += [spaced(drawn, largest, n_drawn, generator) for drawn in fit.drawn]
         front = [m.levels for m in self._front if m.cost <= fit.scale.largest]
         if front:
             parents = np.stack(front)
-            parts.append(swapped(parents, self._features.n_options, _N_SWAPPED, generator))
-            parts.append(crossed(parents, _N_CROSSED, generator))
+            n_options = self._features.n_options
+            parts.append(swapped(parents, n_options, self._count(_N_SWAPPED), generator))
+            parts.append(crossed(parents, self._count(_N_CROSSED), generator))
         return np.concatenate(parts)
+
+    def _count(self, candidates: int) -> int:
+        return math.ceil(self._share * candidates)
 
     def _new(self, pool: Levels) -> Levels:
         """Those of the pool that were never proposed or told, each once."""
@@ -177,7 +187,8 @@ class Guide:
             index = int(generator.integers(len(pool)))
             return Proposal(pool[index], float(mean[index]), float(sd[index]))
         leaders = pool[np.argsort(-gain, kind="stable")[:_N_LEADERS]]
-        refined = self._new(swapped(leaders, self._features.n_options, _N_REFINED, generator))
+        n_refined = self._count(_N_REFINED)
+        refined = self._new(swapped(leaders, self._features.n_options, n_refined, generator))
         if len(refined):
             again = self._gain(refined, fit)
             pool = np.concatenate((pool, refined))

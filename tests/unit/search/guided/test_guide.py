@@ -143,6 +143,18 @@ def test_of_many_trials_the_front_and_the_latest_are_fitted():
     assert all(m.levels.tobytes() in kept for m in front)
 
 
+def test_differences_that_the_tokens_cannot_show_are_worth_nothing():
+    def trials(error):
+        pairs = [(8.0, 0.9999), (6.0, 0.998), (4.0, 0.99), (3.0, 0.9)]
+        levels = np.zeros(1, dtype=np.int64)
+        return [Measured(levels, c, 1 - r, r, 0.0, None, error) for c, r in pairs]
+
+    exact, blurred = (Scale.of(trials(error), 10.0) for error in (0.0, 0.005))
+    assert exact.largest == pytest.approx(1.02 * 8.0)
+    assert blurred.largest == pytest.approx(1.02 * 6.0)
+    assert blurred.safe_damage > 5 * exact.safe_damage
+
+
 def test_the_front_is_kept_up_to_date():
     def point(cost, damage):
         return Measured(np.zeros(1, dtype=np.int64), cost, damage, 1.0)
