@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -29,22 +30,43 @@ from autocompress.workflows.session import Progress, Session
 from autocompress.workflows.settings import StudyRecord
 
 REPORT_JOURNAL = "report.jsonl"
+MOST_MEMBERS = 24
+"""Trials of a search's front that are measured on report tokens, beside the baselines."""
 BASE_NAME = "base"
+_LEAST_DAMAGE = 1e-12
 
 
 def shortlist(results: Sequence[TrialResult]) -> list[TrialRequest]:
     """What is worth measuring on report tokens: the base, the baselines and the search front.
 
     Trials that another one beats on both damage and bytes on the search tokens are left out; of
-    equal allocations the first one counts.
+    equal allocations the first one counts. A crowded front is thinned out to `MOST_MEMBERS`.
     """
     complete = [r for r in results if r.is_complete]
     front = Front.of(complete, lambda r: losses(_metrics(r)))
-    wanted = [r for r in complete if r.request.is_baseline] + sorted(
-        front, key=lambda r: r.request.number
-    )
+    proposed = [r for r in front if not r.request.is_baseline]
+    wanted = [r for r in complete if r.request.is_baseline] + thinned(proposed, MOST_MEMBERS)
     first = {r.request.allocation: r.request for r in reversed(wanted)}
     return sorted(first.values(), key=lambda request: request.number)
+
+
+def thinned(front: Sequence[TrialResult], most: int) -> list[TrialResult]:
+    """At most so many members of a front, spread over it; the ends stay.
+
+    One by one the member goes that would be missed least: the smallest product of the bytes to its
+    dearer neighbour and of the log damage to its cheaper one.
+    """
+    kept = sorted(front, key=lambda r: _metrics(r).storage_bytes)
+    sizes = [_metrics(r).storage_bytes for r in kept]
+    logs = [math.log(max(_metrics(r).quality.damage.value, _LEAST_DAMAGE)) for r in kept]
+    while len(kept) > max(most, 2):
+        missed = [
+            (sizes[i + 1] - sizes[i]) * (logs[i - 1] - logs[i]) for i in range(1, len(kept) - 1)
+        ]
+        least = 1 + missed.index(min(missed))
+        for column in (kept, sizes, logs):
+            del column[least]
+    return kept
 
 
 def measure_on_report_tokens(
