@@ -54,9 +54,6 @@ class MeasuredFront:
     def __iter__(self) -> Iterator[Measured]:
         return iter(self._members)
 
-    def __len__(self) -> int:
-        return len(self._members)
-
     def add(self, trial: Measured) -> None:
         """Take a trial in unless another one has no more bytes and no more damage."""
         if trial.extra_sd:

@@ -13,13 +13,12 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autocompress.core import Allocation, TrialResult, TrialStatus
-from autocompress.core.errors import UsageError
+from autocompress.core import Allocation, TrialResult
+from autocompress.core.errors import SpaceError, UsageError
 from autocompress.search.guided.archive import Measured
-from autocompress.search.guided.features import Levels
 from autocompress.search.guided.guide import Guide, Proposal
 from autocompress.search.guided.surrogate import Surrogate
-from autocompress.search.option_table import OptionTable
+from autocompress.search.option_table import Floats, OptionTable
 from autocompress.search.sampler import SAMPLERS, Constraints, Sampler
 from autocompress.spaces import SearchSpace
 
@@ -54,7 +53,7 @@ class Guided(Sampler):
         self._guide = Guide(_matching(table, space), seed=seed)
         self._names = [choice.name for choice in space.choices]
         self._proposed: dict[int, Proposal] = {}
-        self._whole: deque[Levels] = deque(maxlen=_N_COMPARED)
+        self._whole: deque[Floats] = deque(maxlen=_N_COMPARED)
 
     def ask(self, number: int) -> Allocation:
         """See `Sampler.ask`."""
@@ -67,11 +66,12 @@ class Guided(Sampler):
         """See `Sampler.tell`; what an early-stopped trial saw is extrapolated to all tokens."""
         number = result.request.number
         self._proposed.pop(number, None)
-        if result.request.allocation not in self.space:
+        try:
+            by_name = self.space.encode(result.request.allocation)
+        except SpaceError:  # outside the space: it teaches nothing
             return
-        by_name = self.space.encode(result.request.allocation)
         levels = np.array([by_name[name] for name in self._names], dtype=np.int64)
-        stopped = result.status is TrialStatus.EARLY_STOPPED
+        stopped = result.is_early_stopped
         if result.metrics is None or not (stopped or result.is_complete):
             self._guide.forget(number, levels)
             return
