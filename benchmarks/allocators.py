@@ -45,11 +45,11 @@ SPACES = Path(__file__).parent / "spaces"
 class Case:
     """One seed: its tokens, bank, tables and contexts."""
 
-    def __init__(self, settings: SearchSettings, cache: Path) -> None:
+    def __init__(self, settings: SearchSettings, cache: Path, threads: int) -> None:
         self.session: Session = open_session(settings, cache)
         record = study_record(self.session)
-        self.search: TrialContext = replace(search_context(self.session, record), threads=2)
-        self.report: TrialContext = report_context(self.session, record)
+        self.search: TrialContext = replace(search_context(self.session, record), threads=threads)
+        self.report: TrialContext = replace(report_context(self.session, record), threads=threads)
         started = time.perf_counter()
         self.table = self.session.option_table(self.search.bank, self.session.searched_curvature)
         self.table_seconds = time.perf_counter() - started
@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("--calibration-tokens", type=int, default=8192)
     parser.add_argument("--search-tokens", type=int, default=2048)
     parser.add_argument("--report-tokens", type=int, default=4096)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=Path, required=True, help="statistics, bank and tables")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -235,7 +236,8 @@ def main() -> None:
             calibration_tokens=arguments.calibration_tokens,
             search_tokens=arguments.search_tokens, report_tokens=arguments.report_tokens,
         )  # fmt: skip
-        document["seeds"].append(one_seed(Case(settings, arguments.cache), arguments, seed))
+        case = Case(settings, arguments.cache, arguments.threads)
+        document["seeds"].append(one_seed(case, arguments, seed))
         arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 

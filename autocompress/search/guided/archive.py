@@ -34,6 +34,7 @@ class Measured:
         extra_sd: of the log damage, beyond the surrogate's own error; 0 if all tokens were seen.
         predicted: log damage that was predicted when the trial was proposed.
         retained_error: standard error of the retained quality.
+        is_rival: whether it is a baseline, which the front should beat at no more bytes.
     """
 
     levels: Levels
@@ -43,6 +44,7 @@ class Measured:
     extra_sd: float = 0.0
     predicted: float | None = None
     retained_error: float = 0.0
+    is_rival: bool = False
 
 
 class MeasuredFront:

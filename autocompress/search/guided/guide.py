@@ -1,8 +1,9 @@
 """The engine of the guided sampler: numbers in, levels out; no Optuna, no model.
 
-Each proposal is the candidate with the largest expected hypervolume improvement of a pool: points
-of the predicted front, of the fronts of posterior samples (Thompson sampling), level swaps and
-crosses of the measured front, and swaps of the best of these.
+Each proposal is the best candidate of a pool: points of the predicted front, of the fronts of
+posterior samples (Thompson sampling), level swaps and crosses of the measured front, and swaps of
+the best of these. Most proposals look for the largest expected hypervolume improvement; every
+third one aims at the bytes of a baseline, to beat it there.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ _FITS_PER_DOUBLING = 16
 _RECENT = 16
 _FEWEST_FOR_TAU = 4
 _POOR_TAU = 0.3
+_AIMED = 3  # every third proposal
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +79,7 @@ class Guide:
         self._seed = seed
         self._trials: list[Measured] = []
         self._front = MeasuredFront()
+        self._rivals: list[Measured] = []
         self._seen: set[bytes] = set()
         self._pending: dict[int, Proposal] = {}
         self._compared: deque[tuple[float, float]] = deque(maxlen=_RECENT)
@@ -89,6 +92,8 @@ class Guide:
             return
         self._trials.append(measured)
         self._front.add(measured)
+        if measured.is_rival:
+            self._rivals.append(measured)
         if measured.predicted is not None:
             self._compared.append((measured.predicted, measured.damage))
 
@@ -101,10 +106,11 @@ class Guide:
         """The next levels; new ones as far as a thousand draws find some."""
         generator = np.random.default_rng(derived_seed("guided", self._seed, number))
         fit = self._fit()
-        pool = self._new(self._pool(fit, generator))
+        aim = self._aim(number, fit.scale)
+        pool = self._new(self._pool(fit, generator, aim))
         if not len(pool):
             pool = self._anywhere(generator)
-        proposal = self._best(pool, fit, generator)
+        proposal = self._best(pool, fit, generator, aim)
         self._pending[number] = proposal
         self._seen.add(_key(proposal.levels))
         return proposal
@@ -151,9 +157,24 @@ class Guide:
             )
         return self._fitted
 
-    def _pool(self, fit: _Fit, generator: np.random.Generator) -> Levels:
+    def _aim(self, number: int, scale: Scale) -> float | None:
+        """The bytes that proposal `number` is to be best at; None for the whole front."""
+        if number % _AIMED:
+            return None
+        goals = [
+            m.cost
+            for m in self._rivals
+            if m.damage < scale.broken_damage and m.cost < scale.largest
+        ]
+        return goals[number // _AIMED % len(goals)] if goals else None
+
+    def _pool(self, fit: _Fit, generator: np.random.Generator, aim: float | None) -> Levels:
         largest = fit.scale.largest - self._fixed
         parts = [spaced(fit.expected, largest, self._count(_N_PREDICTED))]
+        if aim is not None:
+            for points in (fit.expected, *fit.drawn):
+                point = points.within(aim - self._fixed)
+                parts += [] if point is None else [points.at(point)[None]]
         n_drawn = self._count(_N_PER_SAMPLE)
         parts += [spaced(drawn, largest, n_drawn, generator) for drawn in fit.drawn]
         front = [m.levels for m in self._front if m.cost <= fit.scale.largest]
@@ -179,8 +200,10 @@ class Guide:
         new = self._new(drawn)
         return new if len(new) else drawn[:1]
 
-    def _best(self, pool: Levels, fit: _Fit, generator: np.random.Generator) -> Proposal:
-        gain, mean, sd = self._gain(pool, fit)
+    def _best(
+        self, pool: Levels, fit: _Fit, generator: np.random.Generator, aim: float | None
+    ) -> Proposal:
+        gain, mean, sd = self._gain(pool, fit, aim)
         tau = self.agreement()
         if tau is not None and tau < _POOR_TAU and generator.random() < 0.5:
             # The surrogate misleads: what a real measurement says is worth more.
@@ -190,7 +213,7 @@ class Guide:
         n_refined = self._count(_N_REFINED)
         refined = self._new(swapped(leaders, self._features.n_options, n_refined, generator))
         if len(refined):
-            again = self._gain(refined, fit)
+            again = self._gain(refined, fit, aim)
             pool = np.concatenate((pool, refined))
             gain, mean, sd = (
                 np.concatenate(pair) for pair in zip((gain, mean, sd), again, strict=True)
@@ -198,7 +221,7 @@ class Guide:
         index = int(gain.argmax())
         return Proposal(pool[index], float(mean[index]), float(sd[index]))
 
-    def _gain(self, pool: Levels, fit: _Fit) -> tuple[Floats, Floats, Floats]:
+    def _gain(self, pool: Levels, fit: _Fit, aim: float | None) -> tuple[Floats, Floats, Floats]:
         """Expected improvement, mean and deviation of the log damage of candidates."""
         mean, sd = fit.surrogate.predict(pool)
         reached = [(m.cost, m.damage) for m in self._front]
@@ -210,8 +233,10 @@ class Guide:
         stairs = fit.scale.staircase([*reached, *running])
         damage = np.exp(mean)
         loss_sd = sd * damage / (damage + fit.scale.safe_damage)
-        gain = stairs.expected_improvement(self.costs(pool), fit.scale.loss(damage), loss_sd)
-        return gain, mean, sd
+        costs, losses = self.costs(pool), fit.scale.loss(damage)
+        if aim is None:
+            return stairs.expected_improvement(costs, losses, loss_sd), mean, sd
+        return stairs.expected_improvement_at(aim, costs, losses, loss_sd), mean, sd
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -62,9 +62,23 @@ class Staircase:
         ends = np.append(self.costs, self.reference[0])
         best = np.concatenate(([self.reference[1]], self.losses))
         widths = np.clip(ends[None] - np.maximum(starts[None], costs[:, None]), 0.0, None)
-        gap = best[None] - means[:, None]
-        z = gap / sds[:, None]
-        density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
-        gains = gap * ndtr(z) + sds[:, None] * density
+        gains = _expected_gain(best[None] - means[:, None], sds[:, None])
         total: Floats = (widths * gains).sum(1)
         return total
+
+    def expected_improvement_at(
+        self, cost: float, costs: Floats, means: Floats, sds: Floats
+    ) -> Floats:
+        """Expected gain of the best loss at no more than `cost`; arguments as above, (m,)."""
+        place = int(np.searchsorted(self.costs, cost, side="right"))
+        best = float(self.losses[place - 1]) if place else self.reference[1]
+        gains: Floats = np.where(costs <= cost, _expected_gain(best - means, sds), 0.0)
+        return gains
+
+
+def _expected_gain(gap: Floats, sd: Floats) -> Floats:
+    """``E[max(gap + sd z, 0)]`` of a standard normal z."""
+    z = gap / sd
+    density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+    gain: Floats = gap * ndtr(z) + sd * density
+    return gain

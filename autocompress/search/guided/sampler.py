@@ -88,6 +88,7 @@ class Guided(Sampler):
             extra_sd=_EXTRA_SD if stopped else 0.0,
             predicted=None if predicted is None else float(predicted),
             retained_error=quality.standard_error if math.isfinite(quality.standard_error) else 0.0,
+            is_rival=result.request.is_baseline,
         )
         self._guide.tell(number, measured)
 

@@ -18,20 +18,25 @@ from autocompress.search.solver import sweep
 from autocompress.spaces import Choice, Option, SearchSpace
 
 
-def measured(guide, measure, levels, predicted=None):
+def measured(guide, measure, levels, predicted=None, *, is_rival=False):
     damage = float(np.exp(measure(levels)))
     cost = float(guide.costs(levels))
-    return Measured(levels, cost, damage, float(np.exp(-damage)), 0.0, predicted)
+    retained = float(np.exp(-damage))
+    return Measured(levels, cost, damage, retained, 0.0, predicted, is_rival=is_rival)
 
 
-def run(n, seed=0, by_choice=0.5, tell_every=1):
-    """A guide after the uniform allocations and n proposals, with all that was measured."""
+def run(n, seed=0, by_choice=0.5, tell_every=1, rivals=()):
+    """A guide after the uniform allocations and n proposals, with all that was measured.
+
+    Uniform allocations of the levels in `rivals` are there to be beaten.
+    """
     table = a_table()
     measure = truth(table, by_choice=by_choice)
     guide = Guide(table, seed=seed)
     trials = []
     for level in range(5):
-        trials.append(measured(guide, measure, np.full(len(table.names), level)))
+        levels = np.full(len(table.names), level)
+        trials.append(measured(guide, measure, levels, is_rival=level in rivals))
         guide.tell(level, trials[-1])
     waiting = []
     for number in range(5, 5 + n):
@@ -107,6 +112,19 @@ def test_running_trials_are_not_proposed_again_nearby():
     guide, _ = run(4)
     costs = {round(float(guide.costs(guide.ask(100 + i).levels))) for i in range(8)}
     assert len(costs) >= 6
+
+
+def test_baselines_are_beaten_at_their_own_bytes():
+    def best_at(trials, rival):
+        return min(m.damage for m in trials if m.cost <= rival.cost)
+
+    _, aimed = run(24, rivals=(1, 2))
+    _, at_large = run(24)
+    for rival in aimed[1:3]:
+        assert best_at(aimed, rival) < 0.8 * rival.damage
+    assert sum(best_at(aimed, r) for r in aimed[1:3]) < sum(
+        best_at(at_large, r) for r in aimed[1:3]
+    )
 
 
 def test_predictions_are_compared_with_what_was_measured():

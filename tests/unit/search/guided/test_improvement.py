@@ -47,3 +47,15 @@ def test_it_is_the_mean_gain_of_hypervolume(cost, mean, sd):
 def test_beyond_the_reference_nothing_is_gained():
     gain = a_staircase().expected_improvement(np.array([8.5]), np.array([-9.0]), np.array([0.1]))
     assert gain[0] == 0.0
+
+
+@pytest.mark.parametrize("cost", [2.0, 3.5])
+def test_at_one_cost_it_is_the_mean_gain_of_the_best_loss_there(cost):
+    stairs = a_staircase()
+    best = {2.0: 3.0, 3.5: 2.0}[cost]
+    draws = 1.8 + 0.7 * np.random.default_rng(0).standard_normal(20_000)
+    simulated = np.maximum(best - draws, 0).mean()
+    candidates = np.array([1.9, cost, cost + 0.1])
+    gains = stairs.expected_improvement_at(cost, candidates, np.full(3, 1.8), np.full(3, 0.7))
+    assert gains[:2] == pytest.approx(simulated, rel=0.03)
+    assert gains[2] == 0.0
