@@ -62,7 +62,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """Stages in canonical order (structure, factorize, sparsify, quantize, residual).
+    """Stages in canonical order (transform, factorize, sparsify, quantize, residual).
 
     The empty scheme, written ``base``, leaves the layer as it is.
     """

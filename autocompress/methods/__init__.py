@@ -4,16 +4,29 @@ To add a method, write its file and name it in the first import below:
 it registers itself. `METHODS` lists them.
 """
 
-from autocompress.methods import gptq, magnitude, rtn, svd, svd_llm, wanda  # noqa: F401
+from autocompress.methods import (  # noqa: F401
+    eora,
+    gptq,
+    hadamard,
+    magnitude,
+    rtn,
+    svd,
+    svd_llm,
+    wanda,
+)
 from autocompress.methods.base import (
     METHODS,
     Factorizer,
+    GridQuantizer,
     Method,
     Needs,
     Quantizer,
+    Residual,
     Sparsifier,
     StageKind,
+    Transform,
 )
+from autocompress.methods.coding import Coding, Quantized
 from autocompress.methods.compress import (
     CompressedWeight,
     compress,
@@ -27,15 +40,20 @@ from autocompress.methods.strongest import strongest
 
 __all__ = [
     "METHODS",
+    "Coding",
     "CompressedWeight",
     "Factorizer",
+    "GridQuantizer",
     "LayerProblem",
     "LayerStatistics",
     "Method",
     "Needs",
+    "Quantized",
     "Quantizer",
+    "Residual",
     "Sparsifier",
     "StageKind",
+    "Transform",
     "canonical",
     "check",
     "compress",

@@ -10,27 +10,34 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
+import torch
 from torch import Tensor
 
 from autocompress.core.errors import SchemeError, nearest
+from autocompress.core.footprint import TensorLayout
 from autocompress.core.registry import Registry
 from autocompress.core.scheme import OptionValue, Stage
-from autocompress.methods.grid import GridOptions, Quantized
+from autocompress.methods.coding import Coding, Quantized, Stored
+from autocompress.methods.grid import GridCoding, GridOptions
 from autocompress.methods.problem import LayerProblem, LayerStatistics
 
 __all__ = [
     "METHODS",
     "Factorizer",
+    "GridQuantizer",
     "LayerStatistics",
     "Method",
     "Needs",
     "Quantizer",
+    "Residual",
     "Sparsifier",
     "SparsityOptions",
     "StageKind",
+    "Transform",
 ]
 
 
@@ -45,7 +52,7 @@ class Needs(IntEnum):
 class StageKind(IntEnum):
     """What a stage does; the stages of a scheme come in this order, at most one of each kind."""
 
-    STRUCTURE = 0
+    TRANSFORM = 0
     FACTORIZE = 1
     SPARSIFY = 2
     QUANTIZE = 3
@@ -94,11 +101,60 @@ class Method(ABC, Generic[OptionsT]):
         except SchemeError as error:
             raise SchemeError(f"{stage}: {error}") from None
 
+    def refusal(self, shape: tuple[int, int], options: OptionsT) -> str:  # noqa: ARG002
+        """Why a matrix (o, d) cannot be compressed so: the rule, what was got, what is legal.
+
+        Empty if it can; from the shape alone, so that a space is refused before it is searched.
+        """
+        return ""
+
     def canonical(self, stage: Stage) -> Stage:
         """`stage` with every option spelled out."""
         options = self.read_options(stage)
         fields = dataclasses.fields(options)  # type: ignore[arg-type]  # by contract a dataclass
         return Stage.of(stage.method, {f.name: getattr(options, f.name) for f in fields})
+
+
+class Transform(Method[OptionsT]):
+    """Changes the basis of the layer's inputs: ``W x = (W T) (T^-1 x)``.
+
+    The stages after it see ``W T`` and the statistics of ``T^-1 x``; what they make of it is
+    multiplied by ``T^-1`` again, so that a row of the result depends on that row alone.
+    """
+
+    kind = StageKind.TRANSFORM
+
+    @abstractmethod
+    def layout(self, shape: tuple[int, int], options: OptionsT) -> dict[str, TensorLayout]:
+        """Shapes and dtypes of what T is stored as; none if options alone give it."""
+
+    @abstractmethod
+    def fit(
+        self,
+        problem: LayerProblem,
+        options: OptionsT,
+        compressed: Callable[[LayerProblem], Tensor],
+    ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """What T is stored as, and notes.
+
+        Args:
+            problem: in the layer's own basis.
+            options: of this method.
+            compressed: the stages after this one: the dense float32 matrix that they make of a
+                problem in the new basis.
+        """
+
+    @abstractmethod
+    def apply(self, problem: LayerProblem, stored: Stored, options: OptionsT) -> LayerProblem:
+        """The problem in the new basis: ``W T`` and ``T^-1 H T^-T``."""
+
+    @abstractmethod
+    def undo(self, matrix: Tensor, stored: Stored, options: OptionsT) -> Tensor:
+        """``M T^-1`` of a float32 matrix (rows, d) in the new basis."""
+
+    def macs_per_token(self, shape: tuple[int, int], options: OptionsT) -> int:  # noqa: ARG002
+        """What ``T^-1 x`` costs where the layer runs without decoding."""
+        return 0
 
 
 class Factorizer(Method[OptionsT]):
@@ -149,21 +205,90 @@ class Sparsifier(Method[OptionsT]):
     def mask(self, problem: LayerProblem, options: OptionsT) -> tuple[Tensor, tuple[str, ...]]:
         """(o, d) bool, True where the weight is kept, and notes."""
 
+    def values(
+        self,
+        problem: LayerProblem,  # noqa: ARG002
+        mask: Tensor,  # noqa: ARG002
+        options: OptionsT,  # noqa: ARG002
+    ) -> Tensor | None:
+        """The kept weights after they made up for the pruned ones, (o, d) float32.
 
-class Quantizer(Method[GridT]):
-    """Rounds weights to an integer grid."""
+        None if they stay as they are. Not asked where the quantizer that follows makes up for the
+        pruned weights itself.
+        """
+        return None
+
+
+class Quantizer(Method[OptionsT]):
+    """Replaces weights by short codes.
+
+    Attributes:
+        compensates: of pruned weights it wants the dense target, and makes up for them itself.
+    """
 
     kind = StageKind.QUANTIZE
+    compensates: ClassVar[bool] = False
 
     @abstractmethod
-    def quantize(self, problem: LayerProblem, mask: Tensor | None, options: GridT) -> Quantized:
-        """Codes on a grid; where `mask` is False the code is that of exactly zero.
+    def coding(self, options: OptionsT) -> Coding:
+        """What codes mean under these options."""
+
+    @abstractmethod
+    def quantize(self, problem: LayerProblem, mask: Tensor | None, options: OptionsT) -> Quantized:
+        """The codes of a matrix; where `mask` is False the code is that of exactly zero.
 
         Args:
             problem: the dense target and its statistics.
-            mask: (o, d) bool, True where the weight is kept; None keeps all.
-            options: the grid, and what the method adds to it.
+            mask: (o, d) bool, True where the weight is kept; None keeps all. Always None if the
+                coding is not maskable.
+            options: of this method.
         """
+
+
+class GridQuantizer(Quantizer[GridT]):
+    """A quantizer to an integer grid."""
+
+    def coding(self, options: GridT) -> Coding:
+        """See `Quantizer.coding`."""
+        return GridCoding(options)
+
+
+class Residual(Method[OptionsT]):
+    """Stores part of the weight apart: the rest is what the stages before it represent."""
+
+    kind = StageKind.RESIDUAL
+
+    @abstractmethod
+    def layout(
+        self, shape: tuple[int, int], options: OptionsT, dtype: str
+    ) -> dict[str, TensorLayout]:
+        """Shapes and dtypes of the part; `dtype` is that of plain values."""
+
+    @abstractmethod
+    def fit(
+        self,
+        problem: LayerProblem,
+        options: OptionsT,
+        compressed: Callable[[Tensor], Tensor],
+        dtype: torch.dtype,
+    ) -> tuple[dict[str, Tensor], Tensor, tuple[str, ...]]:
+        """The stored part, the target (o, d) of the stages before, and notes.
+
+        Args:
+            problem: the weight and its statistics.
+            options: of this method.
+            compressed: the stages before this one: the dense float32 matrix that they make of a
+                float32 target (o, d). Repeating the last target costs nothing.
+            dtype: of plain values.
+        """
+
+    @abstractmethod
+    def values(self, stored: Stored, shape: tuple[int, int], options: OptionsT) -> Tensor:
+        """The part as a matrix (o, d), float32."""
+
+    @abstractmethod
+    def macs_per_token(self, shape: tuple[int, int], options: OptionsT) -> int:
+        """What the part adds to the layer's multiply-accumulates."""
 
 
 METHODS: Registry[Method[Any]] = Registry("compression method", "autocompress.methods")

@@ -1,8 +1,10 @@
 """Compress a layer by a scheme, know its size from shapes, and get the matrix back.
 
-Stages compose as factorize, sparsify, quantize. Factors A (o, r) and B (r, d) are each sparsified
-and quantized like a layer of their own: B sees the layer's inputs, so H is its own; A sees what
-the compressed B puts out, so its statistics are ``B H B^T``, exactly.
+Stages compose as transform, factorize, sparsify, quantize, residual. Factors A (o, r) and B (r, d)
+are each sparsified and quantized like a layer of their own: B sees the layer's inputs, so H is its
+own; A sees what the compressed B puts out, so its statistics are ``B H B^T``, exactly. A transform
+gives all stages after it another basis of the inputs; a residual gives those before it another
+target.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from autocompress.methods.schemes import Plan, check, plan
 from autocompress.methods.storage import MatrixStorage
 
 _REFIT_DAMPING = 1e-4  # share of the mean diagonal
+_TRANSFORM, _RESIDUAL = "t.", "r."
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,16 +72,66 @@ def compress(
     ready = plan(scheme)
     problem = problem or LayerProblem(weight, statistics)
     o, d = problem.weight.shape
-    if ready.factorize is None:
-        tensors, notes = _compress_matrix(problem, ready, weight, weight.dtype)
-    else:
-        tensors, notes = _compress_factors(problem, ready, weight.dtype)
+    tensors, notes = _compress_in_basis(problem, ready, weight, weight.dtype)
     return CompressedWeight((o, d), weight.dtype, ready.scheme, tensors, notes)
 
 
-def _compress_factors(
-    problem: LayerProblem, ready: Plan, dtype: torch.dtype
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+Found = tuple[dict[str, Tensor], tuple[str, ...]]
+"""Tensors to store, and notes."""
+
+
+def _compress_in_basis(
+    problem: LayerProblem, ready: Plan, exact: Tensor, dtype: torch.dtype
+) -> Found:
+    if ready.transform is None:
+        return _compress_parts(problem, ready, exact, dtype)
+    step, shape = ready.transform, _shape(problem.weight)
+
+    def compressed(moved: LayerProblem) -> Tensor:
+        return _decode_parts(_compress_parts(moved, ready, moved.weight, dtype)[0], ready, shape)
+
+    stored, notes = step.method.fit(problem, step.options, compressed)
+    moved = step.method.apply(problem, stored, step.options)
+    tensors, more = _compress_parts(moved, ready, moved.weight, dtype)
+    return tensors | {f"{_TRANSFORM}{name}": t for name, t in stored.items()}, (*notes, *more)
+
+
+def _compress_parts(problem: LayerProblem, ready: Plan, exact: Tensor, dtype: torch.dtype) -> Found:
+    """The stages between transform and residual, and the residual."""
+    if ready.residual is None:
+        return _compress_main(problem, ready, exact, dtype)
+    step, shape = ready.residual, _shape(exact)
+    main = _Main(problem, ready, dtype)
+    part, target, notes = step.method.fit(
+        problem, step.options, lambda target: _decode_main(main(target)[0], ready, shape), dtype
+    )
+    tensors, more = main(target)
+    return tensors | {f"{_RESIDUAL}{name}": t for name, t in part.items()}, (*more, *notes)
+
+
+class _Main:
+    """The main stages on targets of one layer; remembers the last."""
+
+    def __init__(self, problem: LayerProblem, ready: Plan, dtype: torch.dtype) -> None:
+        self._problem, self._ready, self._dtype = problem, ready, dtype
+        self._last: tuple[Tensor, Found] | None = None
+
+    def __call__(self, target: Tensor) -> Found:
+        if self._last is None or self._last[0] is not target:
+            problem = self._problem
+            if target is not problem.weight:  # else decompositions stay shared
+                problem = problem.with_weight(target)
+            self._last = target, _compress_main(problem, self._ready, target, self._dtype)
+        return self._last[1]
+
+
+def _compress_main(problem: LayerProblem, ready: Plan, exact: Tensor, dtype: torch.dtype) -> Found:
+    if ready.factorize is None:
+        return _compress_matrix(problem, ready, exact, dtype)
+    return _compress_factors(problem, ready, dtype)
+
+
+def _compress_factors(problem: LayerProblem, ready: Plan, dtype: torch.dtype) -> Found:
     assert ready.factorize is not None  # the caller has checked
     step = ready.factorize
     outer, inner, notes = step.method.factorize(problem, step.options)
@@ -127,17 +180,22 @@ def _refitted(
 
 def _compress_matrix(
     problem: LayerProblem, ready: Plan, exact: Tensor, dtype: torch.dtype
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+) -> Found:
     """Sparsify and quantize; `exact` is the matrix in all its digits, `dtype` that of values."""
     mask: Tensor | None = None
     notes: tuple[str, ...] = ()
+    storage, quantize = _storage(_shape(exact), ready), ready.quantize
     if ready.sparsify is not None:
-        mask, notes = ready.sparsify.method.mask(problem, ready.sparsify.options)
-    storage = _storage((exact.shape[0], exact.shape[1]), ready)
-    if ready.quantize is None:
+        step = ready.sparsify
+        mask, notes = step.method.mask(problem, step.options)
+        if quantize is None or not quantize.method.compensates:
+            refitted = step.method.values(problem, mask, step.options)
+            if refitted is not None:
+                exact, problem = refitted, problem.with_weight(refitted)
+    if quantize is None:
         values = exact.detach() if mask is None else exact.detach().masked_fill(~mask, 0.0)
         return storage.encode(values, mask, dtype), notes
-    quantized = ready.quantize.method.quantize(problem, mask, ready.quantize.options)
+    quantized = quantize.method.quantize(problem, mask, quantize.options)
     return storage.encode(quantized, mask, dtype), (*notes, *quantized.notes)
 
 
@@ -152,18 +210,27 @@ def footprint(layer: LayerSpec, scheme: Scheme) -> Footprint:
     """
     check(layer, scheme)
     ready = plan(scheme)
-    o, d, rank = layer.out_features, layer.in_features, ready.rank
-    if rank is None:
-        layout = _storage((o, d), ready).layout(layer.dtype)
-        return Footprint(layout, layer.macs_per_token)
-    factors = {"a.": (o, rank), "b.": (rank, d)}
+    whole = (layer.out_features, layer.in_features)
     tensors = {
         f"{prefix}{name}": layout
-        for prefix, shape in factors.items()
+        for prefix, shape in ready.matrices(whole).items()
         for name, layout in _storage(shape, ready).layout(layer.dtype).items()
     }
-    lookup = rank * d if layer.kind == "embedding" else 0
-    return Footprint(tensors, layer.macs_per_token * rank * (o + d) // (o * d) + lookup)
+    macs = layer.macs_per_token
+    if ready.rank is not None:
+        lookup = ready.rank * whole[1] if layer.kind == "embedding" else 0
+        macs = macs * ready.rank * sum(whole) // (whole[0] * whole[1]) + lookup
+    if ready.transform is not None:
+        method, options = ready.transform.method, ready.transform.options
+        stored = method.layout(whole, options)
+        tensors |= {f"{_TRANSFORM}{name}": layout for name, layout in stored.items()}
+        macs += method.macs_per_token(whole, options)
+    if ready.residual is not None:
+        part, options = ready.residual.method, ready.residual.options
+        stored = part.layout(whole, options, layer.dtype)
+        tensors |= {f"{_RESIDUAL}{name}": layout for name, layout in stored.items()}
+        macs += part.macs_per_token(whole, options)
+    return Footprint(tensors, macs)
 
 
 def decode(
@@ -174,11 +241,10 @@ def decode(
     Plain values of that dtype come back without a copy: do not write to the result.
     """
     ready = plan(scheme)
-    if ready.rank is None:
-        return _storage(shape, ready).decode(tensors).to(dtype)
-    outer = _storage((shape[0], ready.rank), ready).decode(tensors, "a.").to(torch.float32)
-    inner = _storage((ready.rank, shape[1]), ready).decode(tensors, "b.").to(torch.float32)
-    return (outer @ inner).to(dtype)
+    if ready.transform is None and ready.residual is None:
+        return _decode_main(tensors, ready, shape).to(dtype)
+    matrix = _decode_parts(tensors, ready, shape)
+    return _undone(matrix, tensors, ready).to(dtype)
 
 
 def decode_rows(
@@ -190,21 +256,55 @@ def decode_rows(
 ) -> Tensor:
     """Rows of the matrix, (len(rows), d): what an embedding looks up, without the rest.
 
-    Equal to ``decode(...)[rows]``; for factors up to the rounding of the matrix product. A layout
-    in which rows do not start on a byte, or that has a mask, is decoded as a whole.
+    Equal to ``decode(...)[rows]``; for matrix products up to rounding. A layout in which rows do
+    not start on a byte, or that has a mask or a residual, is decoded as a whole.
     """
     ready = plan(scheme)
+    if ready.residual is not None:
+        return decode(tensors, scheme, shape, dtype)[rows]
     if ready.rank is None:
-        return _storage(shape, ready).decode_rows(tensors, rows).to(dtype)
-    outer = _storage((shape[0], ready.rank), ready).decode_rows(tensors, rows, "a.")
-    inner = _storage((ready.rank, shape[1]), ready).decode(tensors, "b.")
-    return (outer.to(torch.float32) @ inner.to(torch.float32)).to(dtype)
+        found = _storage(shape, ready).decode_rows(tensors, rows)
+    else:
+        storage = {p: _storage(s, ready) for p, s in ready.matrices(shape).items()}
+        outer = storage["a."].decode_rows(tensors, rows, "a.")
+        found = outer.float() @ storage["b."].decode(tensors, "b.").float()
+    return _undone(found, tensors, ready).to(dtype)
+
+
+def _decode_parts(tensors: Mapping[str, Tensor], ready: Plan, shape: tuple[int, int]) -> Tensor:
+    """What `_compress_parts` represents, (o, d)."""
+    matrix = _decode_main(tensors, ready, shape)
+    if ready.residual is None:
+        return matrix
+    step = ready.residual
+    stored = _under(_RESIDUAL, tensors)
+    return matrix.float() + step.method.values(stored, shape, step.options)
+
+
+def _decode_main(tensors: Mapping[str, Tensor], ready: Plan, shape: tuple[int, int]) -> Tensor:
+    if ready.rank is None:
+        return _storage(shape, ready).decode(tensors)
+    storage = {p: _storage(s, ready) for p, s in ready.matrices(shape).items()}
+    outer, inner = (storage[p].decode(tensors, p).to(torch.float32) for p in ("a.", "b."))
+    return outer @ inner
+
+
+def _undone(matrix: Tensor, tensors: Mapping[str, Tensor], ready: Plan) -> Tensor:
+    if ready.transform is None:
+        return matrix
+    step = ready.transform
+    return step.method.undo(matrix.float(), _under(_TRANSFORM, tensors), step.options)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _storage(shape: tuple[int, int], ready: Plan) -> MatrixStorage:
-    sparsify, quantize = ready.sparsify, ready.quantize
-    return MatrixStorage(
-        shape,
-        grid=None if quantize is None else quantize.options,
-        n_kept=None if sparsify is None else sparsify.method.n_kept(shape, sparsify.options),
-    )
+    sparsify = ready.sparsify
+    n_kept = None if sparsify is None else sparsify.method.n_kept(shape, sparsify.options)
+    return MatrixStorage(shape, ready.coding, n_kept)
+
+
+def _shape(matrix: Tensor) -> tuple[int, int]:
+    return matrix.shape[0], matrix.shape[1]

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from autocompress.core.errors import SchemeError
-from autocompress.methods.base import METHODS, Needs, Quantizer
-from autocompress.methods.grid import Grid, GridOptions, Quantized, best_grid, round_to_nearest
+from autocompress.methods.base import METHODS, GridQuantizer, Needs
+from autocompress.methods.coding import Quantized
+from autocompress.methods.grid import Grid, GridOptions, best_grid, round_to_nearest
 from autocompress.methods.problem import DAMPING, InverseFactor, LayerProblem
 
 _LEAF = 16  # inputs that are updated one by one; above it, updates are matrix products
@@ -46,10 +47,11 @@ class GPTQOptions(GridOptions):
             )
 
 
-class GPTQ(Quantizer[GPTQOptions]):
+class GPTQ(GridQuantizer[GPTQOptions]):
     """Quantization with second-order error compensation."""
 
     needs = Needs.HESSIAN
+    compensates = True
     options = GPTQOptions
     summary = "error-compensating quantization (Hessian of the layer's inputs)"
 
@@ -70,7 +72,7 @@ class GPTQ(Quantizer[GPTQOptions]):
         notes: tuple[str, ...] = ()
         if factor.damping > options.damping:
             notes = (f"gptq raised damping to {factor.damping}: H is not positive definite",)
-        return Quantized(sweep(problem.weight, mask, grid, factor), grid, notes)
+        return grid.quantized(sweep(problem.weight, mask, grid, factor), notes)
 
 
 def sweep(weight: Tensor, mask: Tensor | None, grid: Grid, factor: InverseFactor) -> Tensor:

@@ -12,12 +12,15 @@ reload gives. Zero is on every grid, exactly.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from autocompress.core.errors import SchemeError
+from autocompress.core.footprint import TensorLayout
+from autocompress.methods.coding import Coding, Quantized, Stored
+from autocompress.methods.packing import pack, packed_bytes, unpack
 from autocompress.methods.problem import LayerProblem
 
 _FP16_MAX = 65504.0
@@ -105,14 +108,49 @@ class Grid:
             view.sub_(zeros[:, groups, None]).mul_(scales[:, groups, None])
         return values
 
+    def quantized(self, codes: Tensor, notes: tuple[str, ...] = ()) -> Quantized:
+        """Codes (o, d) uint8 on this grid."""
+        parameters = {"scales": self.scales}
+        if self.zeros is not None:
+            parameters["zeros"] = pack(self.zeros, self.options.bits)
+        return Quantized(codes, parameters, notes)
 
-@dataclass(frozen=True, eq=False)
-class Quantized:
-    """What a quantizer returns: codes (o, d) uint8, their grid, and notes for people."""
 
-    codes: Tensor
-    grid: Grid
-    notes: tuple[str, ...] = field(default=())
+@dataclass(frozen=True, slots=True)
+class GridCoding(Coding):
+    """Codes on an integer grid: scales (o, G) float16 and, if asymmetric, packed zero points."""
+
+    options: GridOptions
+
+    @property
+    def bits(self) -> int:
+        """See `Coding.bits`."""
+        return self.options.bits
+
+    def parameters(self, shape: tuple[int, int]) -> dict[str, TensorLayout]:
+        """See `Coding.parameters`."""
+        scales = (shape[0], self.options.n_groups(shape[1]))
+        layout = {"scales": TensorLayout(scales, "float16")}
+        if not self.options.symmetric:
+            n_bytes = packed_bytes(scales[0] * scales[1], self.options.bits)
+            layout["zeros"] = TensorLayout((n_bytes,), "uint8")
+        return layout
+
+    def values(
+        self,
+        codes: Tensor,
+        parameters: Stored,
+        shape: tuple[int, int],  # noqa: ARG002 - the scales have it
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """See `Coding.values`."""
+        scales, zeros = parameters["scales"], None
+        if not self.options.symmetric:
+            zeros = unpack(parameters["zeros"], self.options.bits, scales.numel())
+            zeros = zeros.view(scales.shape)
+        if rows is not None:
+            scales, zeros = scales[rows], None if zeros is None else zeros[rows]
+        return Grid(self.options, scales, zeros).dense(codes)
 
 
 def blocks(in_features: int, width: int) -> Iterator[tuple[slice, slice]]:
@@ -129,7 +167,7 @@ def round_to_nearest(
     """Each weight to the nearest level of the best grid; pruned weights to exactly zero."""
     weight = problem.weight if mask is None else problem.weight * mask
     grid = best_grid(weight, problem.importance, options)
-    return Quantized(grid.codes(weight), grid, notes)
+    return grid.quantized(grid.codes(weight), notes)
 
 
 def best_grid(weight: Tensor, importance: Tensor, options: GridOptions) -> Grid:

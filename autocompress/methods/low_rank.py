@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from autocompress.core.errors import SchemeError
+from autocompress.core.footprint import TensorLayout
+from autocompress.methods.coding import Quantized, Stored
+from autocompress.methods.grid import GridCoding, GridOptions, best_grid
 from autocompress.methods.problem import Spectrum
+from autocompress.methods.storage import MatrixStorage
+
+_FACTOR_GROUP = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +44,57 @@ def split(spectrum: Spectrum, rank: int) -> tuple[Tensor, Tensor]:
     norms = inner.norm(dim=1)
     root = norms.clamp(min=float(norms.max()) * 1e-6 or 1.0).sqrt()
     return outer * root, inner / root[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFactors:
+    """Factors of a correction in a file: A (o, r) and B (r, d).
+
+    Attributes:
+        shape: (o, d).
+        rank: r.
+        bits: 16 for float16 values; else the width of integers in groups of 64 along the longer
+            side of each factor, so that r of any size has full groups.
+    """
+
+    shape: tuple[int, int]
+    rank: int
+    bits: int
+
+    def layout(self) -> dict[str, TensorLayout]:
+        """Shapes and dtypes of the stored tensors."""
+        return {
+            f"{prefix}{name}": layout
+            for prefix, storage in self._storage().items()
+            for name, layout in storage.layout("float16").items()
+        }
+
+    def encode(self, outer: Tensor, inner: Tensor) -> dict[str, Tensor]:
+        """The stored tensors of A (o, r) and B (r, d) float32."""
+        tensors: dict[str, Tensor] = {}
+        for (prefix, storage), factor in zip(
+            self._storage().items(), (outer.T.contiguous(), inner), strict=True
+        ):
+            content: Tensor | Quantized = factor
+            if self.bits != 16:
+                ones = torch.ones(factor.shape[1], device=factor.device)
+                grid = best_grid(factor, ones, self._grid)
+                content = grid.quantized(grid.codes(factor))
+            encoded = storage.encode(content, None, torch.float16)
+            tensors |= {f"{prefix}{name}": tensor for name, tensor in encoded.items()}
+        return tensors
+
+    def decode(self, stored: Stored) -> tuple[Tensor, Tensor]:
+        """A (o, r) and B (r, d), float32."""
+        outer, inner = (s.decode(stored, prefix).float() for prefix, s in self._storage().items())
+        return outer.T.contiguous(), inner
+
+    @property
+    def _grid(self) -> GridOptions:
+        return GridOptions(bits=self.bits, group_size=_FACTOR_GROUP)
+
+    def _storage(self) -> dict[str, MatrixStorage]:
+        coding = None if self.bits == 16 else GridCoding(self._grid)
+        o, d = self.shape
+        shapes = {"a.": (self.rank, o), "b.": (self.rank, d)}
+        return {prefix: MatrixStorage(shape, coding, None) for prefix, shape in shapes.items()}

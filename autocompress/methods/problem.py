@@ -6,6 +6,7 @@ inverse factor serves every bit width, one spectrum every rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -94,6 +95,7 @@ class LayerProblem:
         self.statistics = statistics
         self.hessian = self._checked_hessian()
         self._factors: dict[tuple[bool, float], InverseFactor | None] = {}
+        self._derived: dict[Hashable, LayerProblem] = {}
         if not bool(torch.isfinite(self.weight).all()):
             raise ModelError(
                 "A weight must be finite, but it holds NaN or infinity. The checkpoint is damaged "
@@ -145,6 +147,16 @@ class LayerProblem:
         diagonal = self.hessian.diagonal().clamp(min=0)
         mean = diagonal.mean()
         return diagonal + DAMPING * mean if mean > 0 else torch.ones_like(diagonal)
+
+    def with_weight(self, weight: Tensor) -> LayerProblem:
+        """The same statistics for another weight (o, d)."""
+        return LayerProblem(weight, self.statistics)
+
+    def derived(self, key: Hashable, make: Callable[[], LayerProblem]) -> LayerProblem:
+        """A problem made from this one, kept, so that options that derive the same share it."""
+        if key not in self._derived:
+            self._derived[key] = make()
+        return self._derived[key]
 
     def loss(self, dense: Tensor) -> float:
         """Calibration loss ``tr(D H D^T)``, D = dense - weight: mean squared output error.

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from autocompress.methods.base import METHODS, Needs, Quantizer
-from autocompress.methods.grid import GridOptions, Quantized, round_to_nearest
+from autocompress.methods.base import METHODS, GridQuantizer, Needs
+from autocompress.methods.coding import Quantized
+from autocompress.methods.grid import GridOptions, round_to_nearest
 from autocompress.methods.problem import LayerProblem
 
 
-class RoundToNearest(Quantizer[GridOptions]):
+class RoundToNearest(GridQuantizer[GridOptions]):
     """Nearest level of an importance-weighted grid."""
 
     needs = Needs.DIAGONAL

@@ -15,10 +15,16 @@ from autocompress.methods.base import (
     Method,
     Needs,
     Quantizer,
+    Residual,
     Sparsifier,
+    StageKind,
+    Transform,
 )
+from autocompress.methods.coding import Coding
 
 MethodT = TypeVar("MethodT", bound=Method[Any])
+
+_ORDER = ", ".join(kind.name.lower() for kind in StageKind)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +40,29 @@ class Plan:
     """A scheme ready to run; a step that the scheme does not have is None."""
 
     scheme: Scheme
+    transform: Step[Transform[Any]] | None = None
     factorize: Step[Factorizer[Any]] | None = None
     sparsify: Step[Sparsifier[Any]] | None = None
     quantize: Step[Quantizer[Any]] | None = None
+    residual: Step[Residual[Any]] | None = None
+
+    @property
+    def steps(self) -> tuple[Step[Any], ...]:
+        """The steps that the scheme has, in order."""
+        every = (self.transform, self.factorize, self.sparsify, self.quantize, self.residual)
+        return tuple(step for step in every if step is not None)
+
+    @property
+    def coding(self) -> Coding | None:
+        """Of the quantized matrices; None if they are stored as plain values."""
+        step = self.quantize
+        return None if step is None else step.method.coding(step.options)
+
+    def matrices(self, shape: tuple[int, int]) -> dict[str, tuple[int, int]]:
+        """Shape of each matrix that is sparsified and quantized, by the prefix of its tensors."""
+        if self.rank is None:
+            return {"": shape}
+        return {"a.": (shape[0], self.rank), "b.": (self.rank, shape[1])}
 
     @property
     def rank(self) -> int | None:
@@ -68,11 +94,21 @@ def check(layer: LayerSpec, scheme: Scheme) -> None:
         SchemeError: as `canonical`, or the rank is not below break-even for this layer's shape.
     """
     try:
-        rank = plan(scheme).rank
+        ready = plan(scheme)
     except SchemeError as error:
         raise SchemeError(f"Layer {layer.name}: {error}") from None
-    if rank is None:
-        return
+    if ready.rank is not None:
+        _check_rank(layer, scheme, ready.rank)
+    whole = (layer.out_features, layer.in_features)
+    for step in ready.steps:
+        inner = step is ready.sparsify or step is ready.quantize
+        for shape in ready.matrices(whole).values() if inner else (whole,):
+            reason = step.method.refusal(shape, step.options)
+            if reason:
+                raise SchemeError(f"Layer {layer.name} ({shape[0]} x {shape[1]}): {reason}")
+
+
+def _check_rank(layer: LayerSpec, scheme: Scheme, rank: int) -> None:
     o, d = layer.out_features, layer.in_features
     largest = (o * d - 1) // (o + d)
     if largest < 1:
@@ -97,12 +133,28 @@ def plan(scheme: Scheme) -> Plan:
     )
     _check_order(stages, methods)
     steps = [(m, m.read_options(stage)) for m, stage in zip(methods, stages, strict=True)]
-    return Plan(
+    ready = Plan(
         Scheme(stages),
+        transform=next((Step(m, o) for m, o in steps if isinstance(m, Transform)), None),
         factorize=next((Step(m, o) for m, o in steps if isinstance(m, Factorizer)), None),
         sparsify=next((Step(m, o) for m, o in steps if isinstance(m, Sparsifier)), None),
         quantize=next((Step(m, o) for m, o in steps if isinstance(m, Quantizer)), None),
+        residual=next((Step(m, o) for m, o in steps if isinstance(m, Residual)), None),
     )
+    _check_zeros(ready)
+    return ready
+
+
+def _check_zeros(ready: Plan) -> None:
+    """Pruned weights must be zero after quantization."""
+    coding = ready.coding
+    if ready.sparsify is not None and coding is not None and not coding.maskable:
+        names = {METHODS[s.method].kind: s.method for s in ready.scheme.stages}
+        raise SchemeError(
+            f"{names[StageKind.QUANTIZE]} has no code for zero, so it cannot follow "
+            f"{names[StageKind.SPARSIFY]}, whose zeros must stay zero (in {ready.scheme}). "
+            "Quantize by rtn or gptq instead, or leave one of the two out."
+        )
 
 
 def _check_order(stages: tuple[Stage, ...], methods: list[Method[Any]]) -> None:
@@ -117,6 +169,6 @@ def _check_order(stages: tuple[Stage, ...], methods: list[Method[Any]]) -> None:
         order = sorted(range(len(kinds)), key=kinds.__getitem__)
         right = Scheme(tuple(stages[i] for i in order))
         raise SchemeError(
-            "The stages of a scheme come in the order factorize, sparsify, quantize, but got "
-            f"{Scheme(stages)}. Write {right}."
+            f"The stages of a scheme come in the order {_ORDER}, but got {Scheme(stages)}. "
+            f"Write {right}."
         )

@@ -1,13 +1,12 @@
 """How one matrix lies in a file: which tensors, decided from its shape alone.
 
-``values`` holds plain numbers in the base dtype; ``packed``, ``scales`` and ``zeros`` hold
-integers on a grid. A sparse matrix stores a bit ``mask`` and its kept entries only, in row order,
-if that is smaller than storing the zeros.
+``values`` holds plain numbers in the base dtype; ``packed`` holds codes, and beside it lies what
+gives them their meaning: scales, zero points, codebooks. A sparse matrix stores a bit ``mask`` and
+its kept entries only, in row order, if that is smaller than storing the zeros.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +14,10 @@ from torch import Tensor
 
 from autocompress.core.footprint import TensorLayout
 from autocompress.core.layer import DTYPE_BYTES
-from autocompress.methods.grid import Grid, GridOptions, Quantized
+from autocompress.methods.coding import Coding, Quantized, Stored
 from autocompress.methods.packing import pack, packed_bytes, unpack
+
+_PACKED, _MASK, _VALUES = "packed", "mask", "values"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +26,12 @@ class MatrixStorage:
 
     Attributes:
         shape: (o, d).
-        grid: of a quantized matrix; None: plain values.
+        coding: of a quantized matrix; None: plain values.
         n_kept: kept entries of a sparse matrix; None: dense.
     """
 
     shape: tuple[int, int]
-    grid: GridOptions | None
+    coding: Coding | None
     n_kept: int | None
 
     @property
@@ -42,29 +43,29 @@ class MatrixStorage:
         """Shapes and dtypes of the stored tensors; `dtype` is that of plain values."""
         n = self.n_stored(dtype)
         layout = {}
-        if n < self.n_entries:
-            layout["mask"] = TensorLayout((packed_bytes(self.n_entries, 1),), "uint8")
-        if self.grid is None:
-            layout["values"] = TensorLayout(self.shape if n == self.n_entries else (n,), dtype)
+        if n is not None:
+            layout[_MASK] = TensorLayout((packed_bytes(self.n_entries, 1),), "uint8")
+        if self.coding is None:
+            layout[_VALUES] = TensorLayout(self.shape if n is None else (n,), dtype)
             return layout
-        scales = (self.shape[0], self.grid.n_groups(self.shape[1]))
-        layout["packed"] = TensorLayout((packed_bytes(n, self.grid.bits),), "uint8")
-        layout["scales"] = TensorLayout(scales, "float16")
-        if not self.grid.symmetric:
-            n_bytes = packed_bytes(scales[0] * scales[1], self.grid.bits)
-            layout["zeros"] = TensorLayout((n_bytes,), "uint8")
-        return layout
+        layout[_PACKED] = TensorLayout((self.coding.code_bytes(self.shape, n),), "uint8")
+        return layout | self.coding.parameters(self.shape)
 
-    def n_stored(self, dtype: str) -> int:
-        """Entries that are stored: the kept ones if a mask pays, else all."""
+    def n_stored(self, dtype: str) -> int | None:
+        """The number of kept entries if only they are stored, beside a mask; None: all are.
+
+        A mask pays unless the zeros are cheaper.
+        """
         if self.n_kept is None:
-            return self.n_entries
+            return None
 
-        def size(n: int) -> int:
-            return packed_bytes(n, self.grid.bits) if self.grid else n * DTYPE_BYTES[dtype]
+        def size(n: int | None) -> int:
+            if self.coding is not None:
+                return self.coding.code_bytes(self.shape, n)
+            return (self.n_entries if n is None else n) * DTYPE_BYTES[dtype]
 
         with_mask = packed_bytes(self.n_entries, 1) + size(self.n_kept)
-        return self.n_kept if with_mask < size(self.n_entries) else self.n_entries
+        return self.n_kept if with_mask < size(None) else None
 
     def encode(
         self, content: Tensor | Quantized, mask: Tensor | None, dtype: torch.dtype
@@ -72,59 +73,49 @@ class MatrixStorage:
         """The stored tensors of a matrix; those that `layout` announces.
 
         Args:
-            content: values (o, d), zero where `mask` is False, or codes on a grid.
+            content: values (o, d), zero where `mask` is False, or codes.
             mask: (o, d) bool, True where the entry is kept.
             dtype: of plain values.
         """
         entries = content.codes if isinstance(content, Quantized) else content.to(dtype)
         tensors = {}
-        if mask is not None and self.n_stored(_name(dtype)) < self.n_entries:
-            tensors["mask"] = pack(mask.view(torch.uint8), 1)
+        if mask is not None and self.n_stored(_name(dtype)) is not None:
+            tensors[_MASK] = pack(mask.view(torch.uint8), 1)
             entries = entries[mask]
         if not isinstance(content, Quantized):
-            return {**tensors, "values": entries.clone(memory_format=torch.contiguous_format)}
-        grid = content.grid
-        tensors["packed"] = pack(entries, grid.options.bits)
-        tensors["scales"] = grid.scales
-        if grid.zeros is not None:
-            tensors["zeros"] = pack(grid.zeros, grid.options.bits)
-        return tensors
+            return {**tensors, _VALUES: entries.clone(memory_format=torch.contiguous_format)}
+        assert self.coding is not None  # only quantizers make codes
+        return {**tensors, _PACKED: self.coding.pack(entries), **content.parameters}
 
-    def decode(self, tensors: Mapping[str, Tensor], prefix: str = "") -> Tensor:
+    def decode(self, tensors: Stored, prefix: str = "") -> Tensor:
         """The matrix (o, d): plain values in their dtype, quantized ones in float32."""
         mask = self._mask(tensors, prefix)
-        if self.grid is None:
-            return self._spread(tensors[f"{prefix}values"], mask)
-        n = self.n_entries if mask is None or self.n_kept is None else self.n_kept
-        codes = self._spread(unpack(tensors[f"{prefix}packed"], self.grid.bits, n), mask)
-        dense = self._grid(tensors, prefix).dense(codes)
+        if self.coding is None:
+            return self._spread(tensors[f"{prefix}{_VALUES}"], mask)
+        n = None if mask is None else self.n_kept
+        codes = self.coding.unpack(tensors[f"{prefix}{_PACKED}"], self.shape, n)
+        if mask is not None:
+            codes = self._spread(codes, mask)
+        dense = self.coding.values(codes, self._parameters(tensors, prefix), self.shape)
         return dense if mask is None else dense.mul_(mask.to(dense.dtype))
 
-    def decode_rows(self, tensors: Mapping[str, Tensor], rows: Tensor, prefix: str = "") -> Tensor:
+    def decode_rows(self, tensors: Stored, rows: Tensor, prefix: str = "") -> Tensor:
         """Rows of the matrix, (len(rows), d); reads them alone where they start on a byte."""
-        d = self.shape[1]
-        if f"{prefix}mask" in tensors or (self.grid is not None and d % 8):
+        if f"{prefix}{_MASK}" in tensors:
             return self.decode(tensors, prefix)[rows]
-        if self.grid is None:
-            return tensors[f"{prefix}values"][rows]
-        packed = tensors[f"{prefix}packed"].view(self.shape[0], -1)[rows].reshape(-1)
-        codes = unpack(packed, self.grid.bits, len(rows) * d).view(-1, d)
-        whole = self._grid(tensors, prefix)
-        zeros = None if whole.zeros is None else whole.zeros[rows]
-        return Grid(self.grid, whole.scales[rows], zeros).dense(codes)
+        if self.coding is None:
+            return tensors[f"{prefix}{_VALUES}"][rows]
+        codes = self.coding.unpack_rows(tensors[f"{prefix}{_PACKED}"], self.shape, rows)
+        return self.coding.values(codes, self._parameters(tensors, prefix), self.shape, rows)
 
-    def _grid(self, tensors: Mapping[str, Tensor], prefix: str) -> Grid:
-        assert self.grid is not None  # callers have checked
-        scales, zeros = tensors[f"{prefix}scales"], None
-        if not self.grid.symmetric:
-            zeros = unpack(tensors[f"{prefix}zeros"], self.grid.bits, scales.numel())
-            zeros = zeros.view(scales.shape)
-        return Grid(self.grid, scales, zeros)
+    def _parameters(self, tensors: Stored, prefix: str) -> dict[str, Tensor]:
+        assert self.coding is not None  # callers have checked
+        return {name: tensors[f"{prefix}{name}"] for name in self.coding.parameters(self.shape)}
 
-    def _mask(self, tensors: Mapping[str, Tensor], prefix: str) -> Tensor | None:
-        if f"{prefix}mask" not in tensors:
+    def _mask(self, tensors: Stored, prefix: str) -> Tensor | None:
+        if f"{prefix}{_MASK}" not in tensors:
             return None
-        bits = unpack(tensors[f"{prefix}mask"], 1, self.n_entries)
+        bits = unpack(tensors[f"{prefix}{_MASK}"], 1, self.n_entries)
         return bits.view(torch.bool).view(self.shape)
 
     def _spread(self, entries: Tensor, mask: Tensor | None) -> Tensor:

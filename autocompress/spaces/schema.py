@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from autocompress.core.layer import Role
 from autocompress.core.scheme import OptionValue
 
-STAGE_KEYS: tuple[str, ...] = ("structure", "factorize", "sparsify", "quantize", "residual")
+STAGE_KEYS: tuple[str, ...] = ("transform", "factorize", "sparsify", "quantize", "residual")
 """Keys of a grid, in the order in which a scheme applies its stages."""
 
 NONE = "none"
@@ -63,7 +63,7 @@ Alternatives = Annotated[list[StageAlternative], Field(min_length=1)]
 class Grid(_Strict):
     """The product of alternatives for each stage; a key that is absent leaves its stage out."""
 
-    structure: Alternatives = [NONE]
+    transform: Alternatives = [NONE]
     factorize: Alternatives = [NONE]
     sparsify: Alternatives = [NONE]
     quantize: Alternatives = [NONE]

@@ -53,6 +53,26 @@ EXAMPLES = {
         ladder=tuple(f"svd_llm(rank={rank})" for rank in (1, 4, 9, 17)),
         bad_options={"rank": "svd_llm(rank=-2)"},
     ),
+    "hadamard": MethodExamples(
+        schemes=(
+            "hadamard",
+            "hadamard(seed=3)+gptq(bits=3,group_size=16)",
+            "hadamard+wanda(sparsity=0.5)+rtn",
+            "hadamard+svd_llm(rank=9)+rtn(bits=6)",
+        ),
+        ladder=tuple(f"hadamard+gptq(bits={bits},group_size=0)" for bits in (2, 3, 4, 8)),
+        bad_options={"seed": "hadamard(seed=1.5)"},
+    ),
+    "eora": MethodExamples(
+        schemes=(
+            "gptq(bits=3)+eora(rank=4)",
+            "eora(rank=36,bits=8)",
+            "hadamard+wanda(sparsity=0.5)+rtn+eora(rank=3,bits=4)",
+            "svd(rank=9)+rtn(bits=4)+eora(rank=2)",
+        ),
+        ladder=tuple(f"rtn(bits=3)+eora(rank={rank})" for rank in (1, 4, 9, 17, 30)),
+        bad_options={"rank": "eora(rank=0)", "bits": "eora(bits=9)"},
+    ),
 }
 
 

@@ -1,0 +1,155 @@
+"""Incoherence: rotate the layer's inputs so that no weight and no input stands out.
+
+A randomized Hadamard rotation ``T = diag(signs) (C_m x H_n)``, d = m n with n the largest power of
+two in d and C_m the orthonormal cosine matrix of the odd rest (QuIP#, Tseng et al. 2024, arXiv
+2402.04396, section 3; QuaRot, Ashkboos et al. 2024, arXiv 2404.00456, rotates between layers
+instead, which costs nothing at run time but needs the whole model). T is orthogonal and follows
+from the seed, so nothing is stored.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from autocompress.core.footprint import TensorLayout
+from autocompress.methods.base import METHODS, Needs, Transform
+from autocompress.methods.coding import Stored
+from autocompress.methods.problem import LayerProblem, LayerStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class HadamardOptions:
+    """Options of the rotation.
+
+    Attributes:
+        seed: of the signs.
+    """
+
+    seed: int = 0
+
+
+class Hadamard(Transform[HadamardOptions]):
+    """Quantize in a randomly rotated basis of the inputs."""
+
+    needs = Needs.NONE
+    options = HadamardOptions
+    summary = "rotate the inputs (randomized Hadamard), so that outliers spread over the group"
+
+    def layout(
+        self,
+        shape: tuple[int, int],  # noqa: ARG002
+        options: HadamardOptions,  # noqa: ARG002
+    ) -> dict[str, TensorLayout]:
+        """See `Transform.layout`; nothing."""
+        return {}
+
+    def fit(
+        self,
+        problem: LayerProblem,  # noqa: ARG002
+        options: HadamardOptions,  # noqa: ARG002
+        compressed: object,  # noqa: ARG002
+    ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """See `Transform.fit`; nothing to find."""
+        return {}, ()
+
+    def apply(
+        self,
+        problem: LayerProblem,
+        stored: Stored,  # noqa: ARG002
+        options: HadamardOptions,
+    ) -> LayerProblem:
+        """See `Transform.apply`; the rotated problem is shared by all that follows it."""
+
+        def rotated_problem() -> LayerProblem:
+            weight = rotated(problem.weight, options.seed)
+            if problem.hessian is None:
+                return LayerProblem(weight, problem.statistics)
+            half = rotated(problem.hessian.double(), options.seed)
+            hessian = rotated(half.T.contiguous(), options.seed).float()
+            digest = f"{problem.statistics.digest}.hadamard{options.seed}"
+            moved = LayerStatistics((hessian + hessian.T) / 2, problem.n_tokens, digest)
+            return LayerProblem(weight, moved)
+
+        return problem.derived(("hadamard", options.seed), rotated_problem)
+
+    def undo(
+        self,
+        matrix: Tensor,
+        stored: Stored,  # noqa: ARG002
+        options: HadamardOptions,
+    ) -> Tensor:
+        """See `Transform.undo`."""
+        return rotated_back(matrix, options.seed)
+
+    def macs_per_token(
+        self,
+        shape: tuple[int, int],
+        options: HadamardOptions,  # noqa: ARG002
+    ) -> int:
+        """See `Transform.macs_per_token`; an addition counts as one."""
+        n, m = _power_and_rest(shape[1])
+        return shape[1] * (int(math.log2(n)) + (m if m > 1 else 0))
+
+
+def rotated(matrix: Tensor, seed: int) -> Tensor:
+    """``M T``, (rows, d) in the dtype of `matrix`."""
+    signs = _signs(matrix.shape[1], seed).to(matrix.device, matrix.dtype)
+    return _mixed(matrix * signs, transposed=False)
+
+
+def rotated_back(matrix: Tensor, seed: int) -> Tensor:
+    """``M T^-1`` = ``M T^T``."""
+    signs = _signs(matrix.shape[1], seed).to(matrix.device, matrix.dtype)
+    return _mixed(matrix, transposed=True) * signs
+
+
+def _mixed(matrix: Tensor, *, transposed: bool) -> Tensor:
+    """Times ``C x H``, or its transpose; H is symmetric."""
+    rows, d = matrix.shape
+    n, m = _power_and_rest(d)
+    mixed = _walsh(matrix.reshape(rows * m, n)).view(rows, m, n)
+    if m > 1:
+        cosines = _cosines(m).to(matrix.device, matrix.dtype)
+        mixed = (cosines.T if not transposed else cosines) @ mixed
+    return mixed.reshape(rows, d)
+
+
+def _walsh(matrix: Tensor) -> Tensor:
+    """Orthonormal Walsh-Hadamard transform of each row (rows, n), n a power of two."""
+    rows, n = matrix.shape
+    half = 1
+    while half < n:
+        pairs = matrix.view(rows, n // (2 * half), 2, half)
+        low, high = pairs[:, :, 0], pairs[:, :, 1]
+        matrix = torch.stack((low + high, low - high), dim=2).view(rows, n)
+        half *= 2
+    return matrix / math.sqrt(n)
+
+
+@lru_cache(maxsize=16)
+def _cosines(m: int) -> Tensor:
+    """The orthonormal cosine transform (type II), (m, m) float64."""
+    k, j = torch.arange(m, dtype=torch.float64), torch.arange(m, dtype=torch.float64)
+    matrix = torch.cos(math.pi / m * (j + 0.5)[None] * k[:, None]) * math.sqrt(2 / m)
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+@lru_cache(maxsize=64)
+def _signs(d: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 2, (d,), generator=generator, dtype=torch.int8) * 2 - 1
+
+
+def _power_and_rest(d: int) -> tuple[int, int]:
+    """(n, m) with d = n m, n the largest power of two that divides d."""
+    n = d & -d
+    return n, d // n
+
+
+METHODS.add("hadamard", Hadamard())
