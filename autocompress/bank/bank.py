@@ -25,13 +25,16 @@ from autocompress.core.errors import ModelError, nearest
 from autocompress.methods import (
     METHODS,
     CompressedWeight,
+    InputMap,
     LayerProblem,
     LayerStatistics,
     Needs,
     canonical,
     compress,
     decode,
+    input_map,
     needs,
+    rounds_inputs,
 )
 
 _log = logging.getLogger(__name__)
@@ -179,6 +182,16 @@ class Bank:
             matrix = decode(packed.tensors, packed.scheme, packed.shape, dtype)
             self._dense.put(key, matrix)
         return matrix
+
+    def input_maps(self, allocation: Mapping[str, Scheme]) -> dict[str, InputMap]:
+        """What becomes of the inputs of the layers whose scheme rounds them, by layer name."""
+        maps: dict[str, InputMap] = {}
+        for name, scheme in allocation.items():
+            if rounds_inputs(scheme):
+                mapped = input_map(self.packed(name, scheme).tensors, canonical(scheme))
+                assert mapped is not None  # the scheme rounds
+                maps[name] = mapped
+        return maps
 
     def notes(self, name: str, scheme: Scheme) -> tuple[str, ...]:
         """What the methods said when the layer was compressed, e.g. a fallback and its reason."""

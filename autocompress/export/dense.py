@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from autocompress.core import Allocation
+from autocompress.core.errors import UsageError
 from autocompress.export.directory import new_directory
 from autocompress.export.manifest import Manifest
 from autocompress.export.writing import finish, require_bytes, shallow_copy
+from autocompress.methods import rounds_inputs
 from autocompress.models import BaseModel, overridden
 from autocompress.models.quiet import quiet_transformers
 
@@ -43,7 +45,14 @@ def write_dense(
     Raises:
         RunDirectoryError: `out` is not empty or cannot be written.
         ModelError: a name, shape or dtype does not fit, or the base model cannot be exported.
+        UsageError: a scheme rounds the layer's inputs, which plain weights cannot say.
     """
+    rounding = next((name for name, scheme in allocation.items() if rounds_inputs(scheme)), None)
+    if rounding is not None:
+        raise UsageError(
+            f"A dense checkpoint holds weights alone, but layer {rounding} rounds its inputs "
+            f"({allocation[rounding]}). Next step: export --format packed, or pick another member."
+        )
     model = shallow_copy(base.module)
     with new_directory(out) as directory:
         with quiet_transformers(), overridden(model, base.layout, weights):

@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from autocompress.core import TensorLayout
 from autocompress.export.deferred import DeferredWeight
 from autocompress.export.plan import PackedLayer
-from autocompress.methods import decode, decode_rows
+from autocompress.methods import decode, decode_rows, input_map
 
 
 class StoredTensors(nn.Module):
@@ -81,6 +81,11 @@ class PackedModule(StoredTensors):
         """Decode the weight as the base module stores it."""
         return self.matrix()
 
+    def read(self, inputs: Tensor) -> Tensor:
+        """Inputs as the layer's scheme rounds them; themselves if it does not."""
+        mapped = input_map(self.stored(), self.packed_layer.scheme)
+        return inputs if mapped is None else mapped(inputs)
+
     @property
     def weight(self) -> DeferredWeight:
         """The weight as the base module stores it; decodes only when computed with."""
@@ -102,11 +107,16 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[misc]  # weight is 
 
     def forward(self, input: Tensor) -> Tensor:
         """``x Wᵀ + b``; (..., in) to (..., out)."""
-        return functional.linear(input, self.decoded_weight(), self.bias)
+        return functional.linear(self.read(input), self.decoded_weight(), self.bias)
 
 
 class PackedConv1D(PackedModule, Conv1D):  # type: ignore[misc]  # transformers is untyped
     """A packed `Conv1D` of GPT-2, whose weight is (in, out); its own forward runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x W + b``; (..., in) to (..., out)."""
+        computed: Tensor = super().forward(self.read(x))
+        return computed
 
     def decoded_weight(self) -> Tensor:
         """Decode the (in, out) weight."""

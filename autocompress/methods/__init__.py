@@ -8,6 +8,7 @@ from autocompress.methods import (  # noqa: F401
     eora,
     gptq,
     hadamard,
+    int_inputs,
     magnitude,
     rtn,
     svd,
@@ -18,6 +19,7 @@ from autocompress.methods.base import (
     METHODS,
     Factorizer,
     GridQuantizer,
+    InputQuantizer,
     Method,
     Needs,
     Quantizer,
@@ -34,8 +36,9 @@ from autocompress.methods.compress import (
     decode_rows,
     footprint,
 )
+from autocompress.methods.inputs import InputMap, input_errors, input_map
 from autocompress.methods.problem import LayerProblem, LayerStatistics
-from autocompress.methods.schemes import canonical, check, needs
+from autocompress.methods.schemes import canonical, check, needs, rounds_inputs
 from autocompress.methods.strongest import strongest
 
 __all__ = [
@@ -44,6 +47,8 @@ __all__ = [
     "CompressedWeight",
     "Factorizer",
     "GridQuantizer",
+    "InputMap",
+    "InputQuantizer",
     "LayerProblem",
     "LayerStatistics",
     "Method",
@@ -60,6 +65,9 @@ __all__ = [
     "decode",
     "decode_rows",
     "footprint",
+    "input_errors",
+    "input_map",
     "needs",
+    "rounds_inputs",
     "strongest",
 ]

@@ -29,6 +29,7 @@ __all__ = [
     "METHODS",
     "Factorizer",
     "GridQuantizer",
+    "InputQuantizer",
     "LayerStatistics",
     "Method",
     "Needs",
@@ -57,6 +58,7 @@ class StageKind(IntEnum):
     SPARSIFY = 2
     QUANTIZE = 3
     RESIDUAL = 4
+    INPUTS = 5
 
 
 OptionsT = TypeVar("OptionsT")
@@ -151,6 +153,14 @@ class Transform(Method[OptionsT]):
     @abstractmethod
     def undo(self, matrix: Tensor, stored: Stored, options: OptionsT) -> Tensor:
         """``M T^-1`` of a float32 matrix (rows, d) in the new basis."""
+
+    @abstractmethod
+    def inputs(self, rows: Tensor, stored: Stored, options: OptionsT) -> Tensor:
+        """``T^-1 x`` of inputs (tokens, d) float32, one per row: what the stages after it see."""
+
+    @abstractmethod
+    def inputs_back(self, rows: Tensor, stored: Stored, options: OptionsT) -> Tensor:
+        """``T x``: the inverse of `inputs`."""
 
     def macs_per_token(self, shape: tuple[int, int], options: OptionsT) -> int:  # noqa: ARG002
         """What ``T^-1 x`` costs where the layer runs without decoding."""
@@ -289,6 +299,28 @@ class Residual(Method[OptionsT]):
     @abstractmethod
     def macs_per_token(self, shape: tuple[int, int], options: OptionsT) -> int:
         """What the part adds to the layer's multiply-accumulates."""
+
+    def exact_inputs(self, stored: Stored, options: OptionsT) -> Tensor | None:  # noqa: ARG002
+        """Indices of inputs that only this part reads, so that they stay as they are; None: none.
+
+        The other inputs are quantized without regard to them.
+        """
+        return None
+
+
+class InputQuantizer(Method[OptionsT]):
+    """Rounds what the layer reads, while it runs; stores nothing."""
+
+    kind = StageKind.INPUTS
+    needs = Needs.NONE
+
+    @abstractmethod
+    def quantized(self, inputs: Tensor, options: OptionsT) -> Tensor:
+        """What inputs (tokens, d) float32 become; each token by itself."""
+
+    @abstractmethod
+    def error(self, hessian: Tensor, options: OptionsT) -> Tensor:
+        """Expected squared error of each input, (d,), estimated from H alone."""
 
 
 METHODS: Registry[Method[Any]] = Registry("compression method", "autocompress.methods")

@@ -20,10 +20,9 @@ from autocompress.core.layer import LayerSpec
 from autocompress.core.scheme import Scheme
 from autocompress.methods.problem import LayerProblem, LayerStatistics
 from autocompress.methods.schemes import Plan, check, plan
-from autocompress.methods.storage import MatrixStorage
+from autocompress.methods.storage import RESIDUAL, TRANSFORM, MatrixStorage, under
 
 _REFIT_DAMPING = 1e-4  # share of the mean diagonal
-_TRANSFORM, _RESIDUAL = "t.", "r."
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +92,7 @@ def _compress_in_basis(
     stored, notes = step.method.fit(problem, step.options, compressed)
     moved = step.method.apply(problem, stored, step.options)
     tensors, more = _compress_parts(moved, ready, moved.weight, dtype)
-    return tensors | {f"{_TRANSFORM}{name}": t for name, t in stored.items()}, (*notes, *more)
+    return tensors | {f"{TRANSFORM}{name}": t for name, t in stored.items()}, (*notes, *more)
 
 
 def _compress_parts(problem: LayerProblem, ready: Plan, exact: Tensor, dtype: torch.dtype) -> Found:
@@ -106,7 +105,7 @@ def _compress_parts(problem: LayerProblem, ready: Plan, exact: Tensor, dtype: to
         problem, step.options, lambda target: _decode_main(main(target)[0], ready, shape), dtype
     )
     tensors, more = main(target)
-    return tensors | {f"{_RESIDUAL}{name}": t for name, t in part.items()}, (*more, *notes)
+    return tensors | {f"{RESIDUAL}{name}": t for name, t in part.items()}, (*more, *notes)
 
 
 class _Main:
@@ -223,12 +222,12 @@ def footprint(layer: LayerSpec, scheme: Scheme) -> Footprint:
     if ready.transform is not None:
         method, options = ready.transform.method, ready.transform.options
         stored = method.layout(whole, options)
-        tensors |= {f"{_TRANSFORM}{name}": layout for name, layout in stored.items()}
+        tensors |= {f"{TRANSFORM}{name}": layout for name, layout in stored.items()}
         macs += method.macs_per_token(whole, options)
     if ready.residual is not None:
         part, options = ready.residual.method, ready.residual.options
         stored = part.layout(whole, options, layer.dtype)
-        tensors |= {f"{_RESIDUAL}{name}": layout for name, layout in stored.items()}
+        tensors |= {f"{RESIDUAL}{name}": layout for name, layout in stored.items()}
         macs += part.macs_per_token(whole, options)
     return Footprint(tensors, macs)
 
@@ -277,7 +276,7 @@ def _decode_parts(tensors: Mapping[str, Tensor], ready: Plan, shape: tuple[int, 
     if ready.residual is None:
         return matrix
     step = ready.residual
-    stored = _under(_RESIDUAL, tensors)
+    stored = under(RESIDUAL, tensors)
     return matrix.float() + step.method.values(stored, shape, step.options)
 
 
@@ -293,11 +292,7 @@ def _undone(matrix: Tensor, tensors: Mapping[str, Tensor], ready: Plan) -> Tenso
     if ready.transform is None:
         return matrix
     step = ready.transform
-    return step.method.undo(matrix.float(), _under(_TRANSFORM, tensors), step.options)
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    return step.method.undo(matrix.float(), under(TRANSFORM, tensors), step.options)
 
 
 def _storage(shape: tuple[int, int], ready: Plan) -> MatrixStorage:

@@ -86,6 +86,19 @@ class Hadamard(Transform[HadamardOptions]):
         """See `Transform.undo`."""
         return rotated_back(matrix, options.seed)
 
+    def inputs(
+        self,
+        rows: Tensor,
+        stored: Stored,  # noqa: ARG002
+        options: HadamardOptions,
+    ) -> Tensor:
+        """See `Transform.inputs`; T is orthogonal."""
+        return rotated(rows, options.seed)
+
+    def inputs_back(self, rows: Tensor, stored: Stored, options: HadamardOptions) -> Tensor:
+        """See `Transform.inputs_back`."""
+        return self.undo(rows, stored, options)
+
     def macs_per_token(
         self,
         shape: tuple[int, int],

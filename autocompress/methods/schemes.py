@@ -12,6 +12,7 @@ from autocompress.core.scheme import Scheme, Stage
 from autocompress.methods.base import (
     METHODS,
     Factorizer,
+    InputQuantizer,
     Method,
     Needs,
     Quantizer,
@@ -45,12 +46,13 @@ class Plan:
     sparsify: Step[Sparsifier[Any]] | None = None
     quantize: Step[Quantizer[Any]] | None = None
     residual: Step[Residual[Any]] | None = None
+    inputs: Step[InputQuantizer[Any]] | None = None
 
     @property
     def steps(self) -> tuple[Step[Any], ...]:
         """The steps that the scheme has, in order."""
-        every = (self.transform, self.factorize, self.sparsify, self.quantize, self.residual)
-        return tuple(step for step in every if step is not None)
+        main = (self.transform, self.factorize, self.sparsify, self.quantize)
+        return tuple(step for step in (*main, self.residual, self.inputs) if step is not None)
 
     @property
     def coding(self) -> Coding | None:
@@ -87,6 +89,11 @@ def needs(scheme: Scheme) -> Needs:
     return max((METHODS[stage.method].needs for stage in scheme.stages), default=Needs.NONE)
 
 
+def rounds_inputs(scheme: Scheme) -> bool:
+    """True if layers under `scheme` round what they read."""
+    return plan(scheme).inputs is not None
+
+
 def check(layer: LayerSpec, scheme: Scheme) -> None:
     """Make sure that `layer` can take `scheme`.
 
@@ -99,6 +106,11 @@ def check(layer: LayerSpec, scheme: Scheme) -> None:
         raise SchemeError(f"Layer {layer.name}: {error}") from None
     if ready.rank is not None:
         _check_rank(layer, scheme, ready.rank)
+    if ready.inputs is not None and layer.kind == "embedding":
+        raise SchemeError(
+            f"Layer {layer.name} is an embedding: it reads token ids, which cannot be rounded (in "
+            f"{scheme}). Leave {scheme.stages[-1].method} out."
+        )
     whole = (layer.out_features, layer.in_features)
     for step in ready.steps:
         inner = step is ready.sparsify or step is ready.quantize
@@ -140,6 +152,7 @@ def plan(scheme: Scheme) -> Plan:
         sparsify=next((Step(m, o) for m, o in steps if isinstance(m, Sparsifier)), None),
         quantize=next((Step(m, o) for m, o in steps if isinstance(m, Quantizer)), None),
         residual=next((Step(m, o) for m, o in steps if isinstance(m, Residual)), None),
+        inputs=next((Step(m, o) for m, o in steps if isinstance(m, InputQuantizer)), None),
     )
     _check_zeros(ready)
     return ready

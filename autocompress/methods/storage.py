@@ -18,6 +18,8 @@ from autocompress.methods.coding import Coding, Quantized, Stored
 from autocompress.methods.packing import pack, packed_bytes, unpack
 
 _PACKED, _MASK, _VALUES = "packed", "mask", "values"
+TRANSFORM, RESIDUAL = "t.", "r."
+"""Prefixes of what those stages store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +136,8 @@ class MatrixStorage:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def under(prefix: str, tensors: Stored) -> dict[str, Tensor]:
+    """The tensors whose name starts with `prefix`, by the rest of it."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

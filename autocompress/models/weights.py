@@ -6,10 +6,11 @@ is neither copied nor written and is put back whatever happens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from types import MappingProxyType
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -45,9 +46,12 @@ def to_module_orientation(weight: Tensor, layer: LayerSpec) -> Tensor:
 
 @contextmanager
 def overridden(
-    module: nn.Module, layout: ModelLayout, weights: Mapping[str, Tensor]
+    module: nn.Module,
+    layout: ModelLayout,
+    weights: Mapping[str, Tensor],
+    inputs: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({}),
 ) -> Iterator[nn.Module]:
-    """Within the block, the named layers of `module` compute with other weights.
+    """Within the block, the named layers of `module` compute with other weights, or other inputs.
 
     The modules that share a layer's tensor (a tied head, the embeddings of encoder and decoder)
     change with it. Blocks may be nested; every exit, also by an exception, restores the very
@@ -58,6 +62,8 @@ def overridden(
         layout: of the model.
         weights: by layer name, matrices of shape (out_features, in_features) in the dtype and on
             the device of the weight that they replace.
+        inputs: by layer name, what becomes of the inputs (..., in_features) before the layer
+            computes with them.
 
     Yields:
         The same module.
@@ -71,13 +77,27 @@ def overridden(
         for holder, parameter in _replacements(module, layout.layer(name), weight)
     ]
     before = [(holder, cast(nn.Parameter, holder.weight)) for holder, _ in swaps]
+    hooks = []
     try:
+        for name, mapped in inputs.items():
+            for holder_name in (name, *layout.layer(name).aliases):
+                holder = module.get_submodule(holder_name)
+                hooks.append(holder.register_forward_pre_hook(_reading(mapped)))
         for holder, parameter in swaps:
             holder.weight = parameter
         yield module
     finally:
+        for hook in hooks:
+            hook.remove()
         for holder, parameter in before:
             holder.weight = parameter
+
+
+def _reading(mapped: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Any, ...]]:
+    def hook(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (mapped(arguments[0]), *arguments[1:])
+
+    return hook
 
 
 def version_counters(module: nn.Module) -> dict[str, TensorVersion]:

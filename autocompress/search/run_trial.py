@@ -115,7 +115,8 @@ class _Measured:
 def _measure(request: TrialRequest, context: TrialContext) -> _Measured:
     weights = _overrides(request.allocation, context)
     before = {name: weight._version for name, weight in weights.items()}
-    with overridden(context.module, context.layout, weights), torch.no_grad():
+    inputs = context.bank.input_maps(request.allocation)
+    with overridden(context.module, context.layout, weights, inputs), torch.no_grad():
         measured = _race(request, context)
     if any(weight._version != before[name] for name, weight in weights.items()):
         context.bank.forget_dense()

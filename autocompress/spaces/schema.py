@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 from autocompress.core.layer import Role
 from autocompress.core.scheme import OptionValue
 
-STAGE_KEYS: tuple[str, ...] = ("transform", "factorize", "sparsify", "quantize", "residual")
+STAGE_KEYS: tuple[str, ...] = (
+    "transform", "factorize", "sparsify", "quantize", "residual", "inputs",
+)  # fmt: skip
 """Keys of a grid, in the order in which a scheme applies its stages."""
 
 NONE = "none"
@@ -68,6 +70,7 @@ class Grid(_Strict):
     sparsify: Alternatives = [NONE]
     quantize: Alternatives = [NONE]
     residual: Alternatives = [NONE]
+    inputs: Alternatives = [NONE]
 
 
 OptionSpec = Annotated[

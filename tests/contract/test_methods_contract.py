@@ -73,6 +73,15 @@ EXAMPLES = {
         ladder=tuple(f"rtn(bits=3)+eora(rank={rank})" for rank in (1, 4, 9, 17, 30)),
         bad_options={"rank": "eora(rank=0)", "bits": "eora(bits=9)"},
     ),
+    "int_inputs": MethodExamples(
+        schemes=(
+            "int_inputs",
+            "rtn(bits=8,group_size=0)+int_inputs",
+            "hadamard+gptq(bits=4)+eora(rank=2)+int_inputs(bits=4)",
+        ),
+        ladder=("rtn(bits=4)+int_inputs", "rtn(bits=8)+int_inputs", "int_inputs"),
+        bad_options={"bits": "int_inputs(bits=16)"},
+    ),
 }
 
 
