@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+WORKERS ?= 2
 
 # Spinning OpenMP threads make everything 5-20 x slower on shared cores.
 export OMP_WAIT_POLICY ?= passive
@@ -28,11 +29,14 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)  ## Search a real model (MiniLM) on 2 Ray workers, export a member, reload and verify it
 	$(BIN)/python benchmarks/demo.py
 
+# One thread per pytest worker: BLAS threads of two workers would fight for the cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
 test: $(READY)  ## The default suite (a few minutes on 2 cores, no network)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(READY)  ## The default suite and the slow end-to-end tests
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 check: format lint types imports test  ## All that CI runs
 

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from copy import copy
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from autocompress import methods
+from autocompress.bank.code import code_digest
 from autocompress.bank.entries import FORMAT_VERSION, DamagedEntryError, checksum
-from autocompress.bank.filling import Job, Progress, run_jobs
+from autocompress.bank.filling import (
+    Job,
+    Progress,
+    Stopped,
+    is_large,
+    one_torch_thread,
+    run_jobs,
+    shares,
+)
 from autocompress.bank.lru import ByteLru
+from autocompress.bank.resident import ResidentStatistics
 from autocompress.bank.shelf import Shelf
-from autocompress.core import LayerSpec, Scheme, digest, digest_bytes
-from autocompress.core.errors import ModelError, nearest
+from autocompress.core import LayerSpec, Scheme, digest
+from autocompress.core.errors import ModelError
 from autocompress.methods import (
-    METHODS,
     CompressedWeight,
     InputMap,
     LayerProblem,
@@ -158,6 +163,27 @@ class Bank:
         jobs = [job for name, schemes in wanted.items() for job in self._jobs(name, schemes)]
         run_jobs(jobs, self._attempt, n_threads=n_threads, progress=progress)
 
+    def fill_by_layer(
+        self, wanted: Mapping[str, Sequence[Scheme]], *, n_threads: int = 1
+    ) -> Generator[str, None, None]:
+        """As `fill`, in the order of the layers, telling the name of each that is done.
+
+        A layer is compressed by one torch thread, unless it is so large that it has memory and all
+        threads for itself: what is stored does not depend on how many layers are done at a time.
+
+        Args:
+            wanted: schemes by layer name.
+            n_threads: layers at the same time, if memory holds them.
+
+        Raises:
+            ModelError, SchemeError: as `fill`.
+        """
+        for share in shares(map(self.layout.layer, wanted), n_threads):
+            names = [layer.name for layer in share]
+            with nullcontext() if is_large(share[0]) else one_torch_thread():
+                self.fill({name: wanted[name] for name in names}, n_threads=len(share))
+            yield from names
+
     def prepare(self, allocation: Mapping[str, Scheme]) -> None:
         """Build what an allocation lacks, before its layers are asked for one by one.
 
@@ -232,7 +258,7 @@ class Bank:
         return self._shelf.path(self._key(self.layout.layer(name), canonical(scheme)))
 
     def _key(self, layer: LayerSpec, scheme: Scheme) -> str:
-        parts = [FORMAT_VERSION, _code_digest(scheme), self._weight_digest(layer), str(scheme)]
+        parts = [FORMAT_VERSION, code_digest(scheme), self._weight_digest(layer), str(scheme)]
         if needs(scheme) is not Needs.NONE:
             parts.append(self._statistics_digest(layer))
         return digest(parts)
@@ -261,7 +287,7 @@ class Bank:
                 by_lock.setdefault(self._lock_name(layer, scheme), []).append(scheme)
         return [Job(layer, tuple(group), lock) for lock, group in by_lock.items()]
 
-    def _attempt(self, job: Job, wait: bool) -> bool:
+    def _attempt(self, job: Job, wait: bool, stopped: Stopped) -> bool:
         """Build what a job lacks; False if another worker holds its lock and we do not wait."""
         keys = {self._key(job.layer, scheme): scheme for scheme in job.schemes}
         if all(map(self._is_ready, keys)):
@@ -269,6 +295,8 @@ class Bank:
         with self._shelf.building(job.lock, wait=wait) as held:
             if held:
                 for key, scheme in keys.items():
+                    if stopped():
+                        break
                     if not self._is_ready(key):
                         self._make(key, job.layer, scheme)
             return held
@@ -347,35 +375,6 @@ class Bank:
             problem = LayerProblem(self._weights[layer.name], statistics)
             self._problems.put(key, problem)
         return problem
-
-
-@dataclass(frozen=True)
-class ResidentStatistics:
-    """Statistics by layer name."""
-
-    by_layer: Mapping[str, LayerStatistics]
-
-    def __call__(self, layer: LayerSpec) -> LayerStatistics:
-        """The layer's statistics; `ModelError` if they were not collected."""
-        if layer.name not in self.by_layer:
-            raise ModelError(
-                f"Layer {layer.name!r} needs calibration statistics, but none were collected for "
-                f"it. {nearest(layer.name, self.by_layer)}"
-            )
-        return self.by_layer[layer.name]
-
-
-@lru_cache(maxsize=4096)
-def _code_digest(scheme: Scheme) -> str:
-    """Of the source of all methods: an entry that older code wrote is never taken for a new one."""
-    own = Path(methods.__file__).parent.glob("*.py")
-    used = (Path(inspect.getfile(type(METHODS[stage.method]))) for stage in scheme.stages)
-    return digest([_file_digest(path) for path in sorted({*own, *used})])
-
-
-@lru_cache(maxsize=256)
-def _file_digest(path: Path) -> str:
-    return digest_bytes(path.read_bytes())
 
 
 def _tensor_bytes(tensor: Tensor) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,12 @@ from autocompress.core import LayerSpec, Scheme
 
 Progress = Callable[[int, int], None]
 """Called after each job with the number of jobs done and their total."""
+
+Stopped = Callable[[], bool]
+"""Says whether a job should end early, after the scheme that it is at."""
+
+WORKING_BYTES = 2 << 30
+"""Memory for what is decomposed and compressed at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +40,7 @@ class Job:
 
 def run_jobs(
     jobs: Sequence[Job],
-    attempt: Callable[[Job, bool], bool],
+    attempt: Callable[[Job, bool, Stopped], bool],
     *,
     n_threads: int,
     progress: Progress | None,
@@ -41,6 +48,7 @@ def run_jobs(
     """Run every job; those whose lock another process holds come last.
 
     One lock is held at a time, so that workers that need the same layers cannot block each other.
+    An error, or an interrupt, ends jobs of other threads early.
 
     Args:
         jobs: to run.
@@ -50,27 +58,63 @@ def run_jobs(
     """
     finished = count(1)
 
-    def run(job: Job, wait: bool) -> bool:
-        done = attempt(job, wait)
+    def run(job: Job, wait: bool = False, stopped: Stopped = _never) -> bool:
+        done = attempt(job, wait, stopped)
         if done and progress is not None:
             progress(next(finished), len(jobs))
         return done
 
     if n_threads > 1:
-        with _one_torch_thread(), ThreadPoolExecutor(n_threads) as pool:
-            done = list(pool.map(lambda job: run(job, False), jobs))
+        over = threading.Event()
+        with one_torch_thread(), ThreadPoolExecutor(n_threads) as pool:
+            try:
+                done = list(pool.map(lambda job: run(job, stopped=over.is_set), jobs))
+            finally:
+                over.set()
     else:
-        done = [run(job, False) for job in jobs]
+        done = list(map(run, jobs))
     busy = [job for job, is_done in zip(jobs, done, strict=True) if not is_done]
     while busy:
-        left = [job for job in busy if not run(job, False)]
+        left = [job for job in busy if not run(job)]
         if len(left) == len(busy):
-            run(left.pop(0), True)
+            run(left.pop(0), wait=True)
         busy = left
 
 
+def _never() -> bool:
+    return False
+
+
+def shares(layers: Iterable[LayerSpec], n_threads: int) -> Iterator[list[LayerSpec]]:
+    """Runs of layers that memory holds at the same time, `n_threads` at most; a large one alone."""
+    share: list[LayerSpec] = []
+    for layer in layers:
+        n_bytes = sum(map(_working_bytes, [*share, layer]))
+        if share and (len(share) == n_threads or n_bytes > WORKING_BYTES or is_large(layer)):
+            yield share
+            share = []
+        share.append(layer)
+        if is_large(layer):
+            yield share
+            share = []
+    if share:
+        yield share
+
+
+def is_large(layer: LayerSpec) -> bool:
+    """Whether memory may not hold two such layers; it is then compressed alone, by all threads."""
+    return 2 * _working_bytes(layer) > WORKING_BYTES
+
+
+def _working_bytes(layer: LayerSpec) -> int:
+    """Second moments and their factors, spectra and a few copies of the weight, roughly."""
+    o, d = layer.out_features, layer.in_features
+    return 16 * (d * d + o * min(o, d) + o * d)
+
+
 @contextmanager
-def _one_torch_thread() -> Iterator[None]:
+def one_torch_thread() -> Iterator[None]:
+    """Within the block this thread, and those that it starts, compute with one thread each."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -15,6 +15,7 @@ import typer
 from autocompress.cli.catalog import catalog
 from autocompress.cli.options import (
     Address,
+    Aims,
     BankSize,
     BaseModel,
     Budgets,
@@ -27,6 +28,8 @@ from autocompress.cli.options import (
     Dtype,
     Empirical,
     Evaluated,
+    ExportTarget,
+    Finalize,
     Format,
     Gpus,
     Json,
@@ -94,6 +97,7 @@ def search(
     task: Task = "auto",
     data: Data = "auto",
     space: Space = "joint",
+    target: ExportTarget = "any",
     sampler: Sampler = "guided",
     budget: Budgets = None,
     driver: Driver = "local",
@@ -115,13 +119,15 @@ def search(
     token_weighting: Weighting = "gradient",
     cache: Cache = None,
     bank_size: BankSize = None,
+    aim: Aims = None,
+    finalize: Finalize = True,
 ) -> None:
     """Search compressed versions of MODEL and write a measured Pareto front."""
     from autocompress.report.tables import front_table
     from autocompress.workflows.settings import SearchSettings
 
     settings = SearchSettings(
-        model=model, task=task, data=data, space=space, sampler=sampler,
+        model=model, task=task, data=data, space=space, target=target, sampler=sampler,
         budget=tuple(budget or ("100 trials",)), driver=driver, workers=workers,
         gpus_per_worker=gpus_per_worker, address=address, seed=seed, device=device, dtype=dtype,
         calibration_tokens=calibration_tokens, search_tokens=search_tokens,
@@ -129,6 +135,7 @@ def search(
         trial_timeout_seconds=trial_timeout, device_profile=device_profile,
         trust_remote_code=trust_remote_code, token_weighting=token_weighting,
         cache=None if cache is None else str(cache), bank_size=bank_size,
+        aim=tuple(aim or ()), finalize=finalize,
     )  # fmt: skip
     from autocompress.workflows.search import run_search
 

@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
-from autocompress.cli.options import Json, SpaceName, Task
+from autocompress.cli.options import ExportTarget, Json, MethodName, SpaceName, Task
 from autocompress.cli.printing import console, print_json
 
 catalog = typer.Typer()
 spaces_app = typer.Typer(help="List the search spaces, or show one on a model.")
 catalog.add_typer(spaces_app, name="spaces")
+methods_app = typer.Typer(help="List the field's methods and what of them is here.")
+catalog.add_typer(methods_app, name="methods")
 
 
 @spaces_app.callback(invoke_without_command=True)
@@ -29,13 +31,14 @@ def show_space(
     name: SpaceName,
     model: Annotated[str, typer.Option(help="Directory, hub id or package:NAME/FOLDER.")],
     task: Task = "auto",
+    target: ExportTarget = "any",
     as_json: Json = False,
 ) -> None:
     """Show how many layers, choices and combinations a space gives on a model."""
     from autocompress.report.tables import space_table
     from autocompress.workflows.spaces import describe_space
 
-    summary = describe_space(name, model, task)
+    summary = describe_space(name, model, task, target)
     if as_json:
         print_json(summary)
     else:
@@ -55,9 +58,23 @@ def samplers(as_json: Json = False) -> None:
         console().print(samplers_table(rows))
 
 
-@catalog.command()
-def methods(as_json: Json = False) -> None:
-    """List the compression methods."""
+@methods_app.callback(invoke_without_command=True)
+def methods(context: typer.Context, as_json: Json = False) -> None:
+    """List the field's methods: those here by name, and why others are not."""
+    if context.invoked_subcommand is None:
+        from autocompress.report.taxonomy import taxonomy_table
+        from autocompress.workflows.taxonomy import describe_taxonomy
+
+        found = describe_taxonomy()
+        if as_json:
+            print_json(found)
+        else:
+            console().print(taxonomy_table(found))
+
+
+@methods_app.command("list")
+def list_methods(as_json: Json = False) -> None:
+    """List the methods that schemes may name, those of other packages included."""
     from autocompress.report.tables import methods_table
     from autocompress.workflows.methods import describe_methods
 
@@ -66,3 +83,16 @@ def methods(as_json: Json = False) -> None:
         print_json(rows)
     else:
         console().print(methods_table(rows))
+
+
+@methods_app.command("show")
+def show_method(name: MethodName, as_json: Json = False) -> None:
+    """Show what a method does, what it needs, and its options with their defaults."""
+    from autocompress.report.tables import space_table
+    from autocompress.workflows.methods import describe_method
+
+    row = describe_method(name)
+    if as_json:
+        print_json(row)
+    else:
+        console().print(space_table(row))

@@ -7,13 +7,19 @@ from typing import Annotated
 
 import typer
 
+from autocompress.export.formats import EXPORTERS
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="Run directory of a search.")]
 Model = Annotated[str, typer.Argument(help="Directory, hub id or package:NAME/FOLDER.")]
 Task = Annotated[str, typer.Option(help="Task, or auto to read it from the config.")]
 Data = Annotated[str, typer.Option(help="File, `datasets` directory or hub name, python-docs, …")]
 Space = Annotated[str, typer.Option(help="Name of a search space, or a YAML file.")]
+ExportTarget = Annotated[
+    str, typer.Option("--target", help="Where it is to run: any, transformers, vllm or llama.cpp.")
+]
 SpaceName = Annotated[str, typer.Argument(help="Name of a search space, or a YAML file.")]
+MethodName = Annotated[str, typer.Argument(help="Name of a method.")]
 Sampler = Annotated[str, typer.Option(help="guided, or see `autocompress samplers`.")]
 Budgets = Annotated[
     list[str] | None,
@@ -46,9 +52,7 @@ MaxLatency = Annotated[float | None, typer.Option(help="Most milliseconds per to
 MinEfficiency = Annotated[float | None, typer.Option(help="Least cost efficiency; 1 is the base.")]
 By = Annotated[str, typer.Option(help="cost-efficiency, quality, size or knee.")]
 MemberId = Annotated[str, typer.Argument(help="Member id (or its start), or a baseline's name.")]
-Format = Annotated[
-    str, typer.Option("--format", help="packed (small) or dense (any tool loads it).")
-]
+Format = Annotated[str, typer.Option("--format", help=f"One of: {', '.join(EXPORTERS)}.")]
 Verify = Annotated[
     bool, typer.Option("--verify/--no-verify", help="Reload in a fresh process and re-measure.")
 ]
@@ -63,3 +67,15 @@ Cache = Annotated[
     Path | None, typer.Option(help="Statistics and bank; in the run directory by default.")
 ]
 BankSize = Annotated[str | None, typer.Option(help="Largest size of the bank, e.g. 20GB.")]
+Aims = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--aim",
+        help="A size such as 60MB at which the best model is wanted most; may be repeated. "
+        "Without one: the sizes of the baselines.",
+    ),
+]
+Finalize = Annotated[
+    bool,
+    typer.Option(help="At the end rebuild the member of best cost efficiency with more care."),
+]

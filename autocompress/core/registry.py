@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from autocompress.core.errors import UnknownNameError, UsageError, nearest
@@ -16,8 +16,9 @@ class Registry(Generic[T]):
 
     Args:
         kind: what is registered, singular, as it appears in messages ("method").
-        entry_point_group: group that out-of-tree packages use to register theirs; loaded on the
-            first lookup, so that importing this package stays cheap.
+        entry_point_group: group of the entry points by which other packages register theirs; each
+            has the name under which its module registers when imported. Loaded on the first
+            lookup, so that importing this package stays cheap.
     """
 
     def __init__(self, kind: str, entry_point_group: str | None = None) -> None:
@@ -70,6 +71,32 @@ class Registry(Generic[T]):
     def _load_plugins(self) -> None:
         if self._plugins_loaded or self._group is None:
             return
-        self._plugins_loaded = True
-        for point in entry_points(group=self._group):
-            point.load()  # registers itself on import
+        self._plugins_loaded = True  # a plug-in may look names up while it loads
+        try:
+            for point in entry_points(group=self._group):
+                self._load(point)
+        except UsageError:
+            self._plugins_loaded = False  # so that the next lookup says so as well
+            raise
+
+    def _load(self, point: EntryPoint) -> None:
+        """Import a plug-in, which registers itself.
+
+        Raises:
+            UsageError: it cannot be imported, or did not register what it announces.
+        """
+        try:
+            point.load()
+        except Exception as error:
+            reason = f"importing {point.value} failed: {type(error).__name__}: {error}"
+            raise UsageError(self._broken(point, reason)) from error
+        if point.name not in self._items:
+            reason = f"importing {point.value} registered nothing under that name"
+            raise UsageError(self._broken(point, reason))
+
+    def _broken(self, point: EntryPoint, reason: str) -> str:
+        package = "an installed package" if point.dist is None else f"the package {point.dist.name}"
+        return (
+            f"The {self.kind} {point.name!r} comes from {package}, but {reason}. Next step: repair "
+            "or uninstall that package."
+        )

@@ -1,12 +1,12 @@
-"""Trials one after the other in this process."""
+"""Trials one after the other in this process, and layers side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import torch
 
-from autocompress.core import TrialRequest, TrialResult
+from autocompress.core import Scheme, TrialRequest, TrialResult
 from autocompress.core.errors import TrialError
 from autocompress.search.context import TrialContext
 from autocompress.search.run_trial import run_guarded
@@ -49,6 +49,15 @@ class LocalDriver:
                     )
         finally:
             torch.set_num_threads(threads)
+
+    def fill(self, wanted: Mapping[str, Sequence[Scheme]]) -> Generator[str, None, None]:
+        """Names of layers as they are done; on a GPU they are compressed one after the other.
+
+        Raises:
+            ModelError, SchemeError: a layer cannot be compressed.
+        """
+        context = self._context
+        yield from context.bank.fill_by_layer(wanted, n_threads=context.fill_threads)
 
     def close(self) -> None:
         """Nothing to free."""

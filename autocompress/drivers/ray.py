@@ -1,24 +1,26 @@
 """Trials on long-lived Ray actors, each with the base model and the bank resident.
 
 One copy of the model's memory lies in the object store of each node and is mapped by all workers
-there. A trial ships an allocation and brings back numbers.
+there. A trial ships an allocation and brings back numbers; layers are compressed into the bank.
 """
 
 from __future__ import annotations
 
 import logging
-import os
+import math
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
 
-from autocompress.core import TrialRequest, TrialResult, TrialStatus
+from autocompress.core import Scheme, TrialRequest, TrialResult, TrialStatus
 from autocompress.core.errors import TrialError, UsageError
 from autocompress.drivers import environment
+from autocompress.drivers.ray_cluster import last_line, start_ray, stop_ray
 from autocompress.search.context import TrialContext
 from autocompress.search.run_trial import GuardedResult, run_guarded
 from autocompress.search.shipping import ContextParts, pack_context
@@ -26,13 +28,14 @@ from autocompress.search.shipping import ContextParts, pack_context
 environment.prepare()
 
 import ray  # noqa: E402 - reads the environment when it is imported
-from ray.exceptions import RayError  # noqa: E402
+from ray.exceptions import RayError, RayTaskError  # noqa: E402
+
+__all__ = ["MAX_RETRIES", "RayDriver", "start_ray", "stop_ray"]
 
 _log = logging.getLogger(__name__)
 
 MAX_RETRIES = 2
 _MAX_START_FAILURES = 3
-_STORE_MARGIN = 256 << 20
 
 _Actor = Any  # Ray is not typed
 _Ref = Any
@@ -43,7 +46,7 @@ class Worker:
 
     def __init__(self, parts: ContextParts, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._context = parts.build()
+        self._context = replace(parts.build(), threads=threads)
 
     def ready(self) -> None:
         """Return once the context is built."""
@@ -52,20 +55,34 @@ class Worker:
         """Run one trial."""
         return run_guarded(request, context=self._context)
 
+    def fill(self, wanted: Mapping[str, Sequence[Scheme]]) -> None:
+        """Compress layers into the bank."""
+        context = self._context
+        for _ in context.bank.fill_by_layer(wanted, n_threads=context.fill_threads):
+            pass
+
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A trial on its way: how often it was tried, and when this try began."""
+    """What a worker is at: how often it was tried, and when this try began.
 
-    request: TrialRequest
+    Attributes:
+        call: the method of `Worker`.
+        work: its argument.
+        name: for people.
+        limit: seconds that it may take.
+    """
+
+    call: str
+    work: Any
+    name: str
+    limit: float = math.inf
     attempts: int = 1
     started: float = 0.0
 
-    def failed(self, status: TrialStatus, error: str) -> TrialResult:
-        seconds = round(time.monotonic() - self.started, 4)
-        return TrialResult(
-            self.request, status, seconds=seconds, error=error, attempts=self.attempts
-        )
+    @property
+    def overdue_at(self) -> float:
+        return self.started + self.limit
 
 
 class RayDriver:
@@ -83,7 +100,7 @@ class RayDriver:
         address: a cluster to join (``auto`` finds the one of this machine); None starts Ray here,
             or uses the Ray that this process has already started.
         trial_timeout_seconds: longest a trial may run; None for no limit.
-        max_retries: how often a trial is tried again after its worker died.
+        max_retries: how often a trial or layer is tried again after its worker died.
 
     Raises:
         UsageError: no cluster at `address`, no node can hold a worker, or the context (a task that
@@ -113,6 +130,7 @@ class RayDriver:
         cores = int(ray.cluster_resources().get("CPU", 1))
         self._cpus = max(1, cores // workers)
         self._threads = max(1, min(context.threads, self._cpus))
+        self._layers_at_once = 1 if self._parts.needs_gpu else self._threads
         self._waiting: dict[_Ref, tuple[_Actor, _Job | None]] = {}
         self._idle: list[_Actor] = []
         self._retry: deque[_Job] = deque()
@@ -142,16 +160,36 @@ class RayDriver:
         Raises:
             TrialError: workers cannot start.
         """
-        while len(self._idle) + len(self._waiting) < self._n_workers:
-            self._start_worker()
+        limit = math.inf if self._timeout is None else self._timeout
+        jobs = (_Job("run", r, f"trial {r.number}", limit) for r in requests)
+        self._start_missing()
         try:
-            while True:
-                self._hand_out(requests)
-                if self._idle and not any(job for _, job in self._waiting.values()):
-                    return
+            while self._hand_out(jobs):
                 result = self._collect()
                 if result is not None:
                     yield result
+        finally:
+            self._drop_running()
+
+    def fill(self, wanted: Mapping[str, Sequence[Scheme]]) -> Generator[str, None, None]:
+        """Names of layers as they are done; a worker has as many at a time as it has threads.
+
+        Raises:
+            TrialError: workers cannot start.
+        """
+        if not wanted:
+            return
+        jobs = (_Job("fill", share, f"layer {next(iter(share))}") for share in self._shares(wanted))
+        self._start_missing()
+        done: Sequence[str] = ()
+        try:
+            while True:
+                # First of all: the caller may work for long on the layers that are done.
+                is_busy = self._hand_out(jobs)
+                yield from done
+                if not is_busy:
+                    return
+                done = self._filled()
         finally:
             self._drop_running()
 
@@ -178,6 +216,10 @@ class RayDriver:
                 "--gpus-per-worker, or join another cluster with --address."
             )
 
+    def _start_missing(self) -> None:
+        while len(self._idle) + len(self._waiting) < self._n_workers:
+            self._start_worker()
+
     def _start_worker(self) -> None:
         actor = (
             ray.remote(Worker)
@@ -191,28 +233,66 @@ class RayDriver:
         )
         self._waiting[actor.ready.remote()] = (actor, None)
 
-    def _hand_out(self, requests: Iterator[TrialRequest]) -> None:
+    def _hand_out(self, jobs: Iterator[_Job]) -> bool:
+        """Give free workers something to do; False if there is nothing left to wait for."""
         while self._idle:
-            job = self._retry.popleft() if self._retry else _next_job(requests)
+            job = self._retry.popleft() if self._retry else next(jobs, None)
             if job is None:
-                return
+                return any(job for _, job in self._waiting.values())
             actor = self._idle.pop()
             job = replace(job, started=time.monotonic())
-            self._waiting[actor.run.remote(job.request)] = (actor, job)
+            self._waiting[getattr(actor, job.call).remote(job.work)] = (actor, job)
+        return True
 
-    def _collect(self) -> TrialResult | None:
-        """Wait for one thing to happen; a result if a trial ended for good."""
+    def _shares(
+        self, wanted: Mapping[str, Sequence[Scheme]]
+    ) -> Iterator[dict[str, Sequence[Scheme]]]:
+        layers = iter(wanted.items())
+        while share := dict(islice(layers, self._layers_at_once)):
+            yield share
+
+    def _wait(self) -> tuple[_Actor, _Job, _Ref] | None:
+        """Wait for one thing to happen: a job came back, or something else did."""
         done, _ = ray.wait(list(self._waiting), num_returns=1, timeout=self._patience())
         if not done:
-            return self._give_up_overdue()
+            return None
         actor, job = self._waiting.pop(done[0])
         if job is None:
             self._welcome(actor, done[0])
             return None
+        return actor, job, done[0]
+
+    def _filled(self) -> Sequence[str]:
+        """Layers that no worker will go on with."""
+        back = self._wait()
+        if back is None:
+            return ()
+        actor, job, ref = back
         try:
-            outcome: GuardedResult = ray.get(done[0])
+            ray.get(ref)
+        except RayTaskError as error:
+            _log.warning("A worker failed at %s: %s", job.name, last_line(error))
         except RayError as error:
-            return self._after_death(actor, job, error)
+            return () if self._try_again(actor, job, error) else tuple(job.work)
+        self._idle.append(actor)
+        return tuple(job.work)
+
+    def _collect(self) -> TrialResult | None:
+        """A result if a trial ended for good meanwhile."""
+        back = self._wait()
+        if back is None:
+            return self._give_up_overdue()
+        actor, job, ref = back
+        try:
+            outcome: GuardedResult = ray.get(ref)
+        except RayError as error:
+            if self._try_again(actor, job, error):
+                return None
+            return _failed(
+                job,
+                TrialStatus.WORKER_DIED,
+                f"Its worker died in each of {job.attempts} attempts: {last_line(error)}",
+            )
         if outcome.tainted:
             self._replace_all(actor)
         else:
@@ -220,21 +300,19 @@ class RayDriver:
         return replace(outcome.result, attempts=job.attempts)
 
     def _patience(self) -> float | None:
-        """Seconds until the next trial is overdue."""
-        started = [job.started for _, job in self._waiting.values() if job]
-        if self._timeout is None or not started:
-            return None
-        return max(0.0, min(started) + self._timeout - time.monotonic())
+        """Seconds until the next job is overdue."""
+        due = min((job.overdue_at for _, job in self._waiting.values() if job), default=math.inf)
+        return None if math.isinf(due) else max(0.0, due - time.monotonic())
 
     def _give_up_overdue(self) -> TrialResult | None:
-        limit = self._timeout or 0.0
         for ref, (actor, job) in self._waiting.items():
-            if job is not None and time.monotonic() - job.started >= limit:
+            if job is not None and time.monotonic() >= job.overdue_at:
                 del self._waiting[ref]
                 self._replace(actor)
-                return job.failed(
+                return _failed(
+                    job,
                     TrialStatus.TIMED_OUT,
-                    f"The trial ran longer than the limit of {limit:g} s and was stopped.",
+                    f"The trial ran longer than the limit of {job.limit:g} s and was stopped.",
                 )
         return None
 
@@ -246,7 +324,7 @@ class RayDriver:
             if self._start_failures >= _MAX_START_FAILURES:
                 raise TrialError(
                     f"Ray workers cannot start; {self._start_failures} in a row failed. The last "
-                    f"one says: {_last_line(error)} Next step: try --driver local, which shows "
+                    f"one says: {last_line(error)} Next step: try --driver local, which shows "
                     "the same error with its cause."
                 ) from error
             self._replace(actor)
@@ -254,16 +332,14 @@ class RayDriver:
             self._start_failures = 0
             self._idle.append(actor)
 
-    def _after_death(self, actor: _Actor, job: _Job, error: RayError) -> TrialResult | None:
-        _log.warning("The worker of trial %d died: %s", job.request.number, _last_line(error))
+    def _try_again(self, actor: _Actor, job: _Job, error: RayError) -> bool:
+        """After the death of a job's worker; False if the job was tried often enough."""
+        _log.warning("The worker of %s died: %s", job.name, last_line(error))
         self._replace(actor)
-        if job.attempts <= self._max_retries:
-            self._retry.append(replace(job, attempts=job.attempts + 1))
-            return None
-        return job.failed(
-            TrialStatus.WORKER_DIED,
-            f"Its worker died in each of {job.attempts} attempts: {_last_line(error)}",
-        )
+        if job.attempts > self._max_retries:
+            return False
+        self._retry.append(replace(job, attempts=job.attempts + 1))
+        return True
 
     def _replace(self, actor: _Actor) -> None:
         ray.kill(actor)
@@ -286,58 +362,6 @@ class RayDriver:
                 ray.kill(actor)
 
 
-def _next_job(requests: Iterator[TrialRequest]) -> _Job | None:
-    request = next(requests, None)
-    return None if request is None else _Job(request)
-
-
-def start_ray(workers: int, *, address: str | None = None, n_bytes: int = 0) -> bool:
-    """Make sure that Ray runs in this process.
-
-    Args:
-        workers: CPUs to claim at least, if Ray is started here.
-        address: a cluster to join; None starts Ray on this machine.
-        n_bytes: what the object store has to hold.
-
-    Returns:
-        True if Ray was started or joined now, False if this process had already done so.
-
-    Raises:
-        UsageError: there is no cluster at `address`.
-    """
-    if ray.is_initialized():
-        return False
-    quiet = {"logging_level": "error", "log_to_driver": False}
-    if address is not None:
-        try:
-            ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UsageError(
-                f"There is no Ray cluster at {address!r}: {_last_line(error)} Next step: start "
-                "one with `ray start --head`, or leave out --address."
-            ) from error
-        return True
-    ray.init(
-        num_cpus=max(workers, _cores()),
-        include_dashboard=False,
-        object_store_memory=n_bytes + n_bytes // 4 + _STORE_MARGIN,
-        **quiet,
-    )
-    return True
-
-
-def stop_ray() -> None:
-    """Leave the cluster; end it if this process started it."""
-    ray.shutdown()
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
+def _failed(job: _Job, status: TrialStatus, error: str) -> TrialResult:
+    seconds = round(time.monotonic() - job.started, 4)
+    return TrialResult(job.work, status, seconds=seconds, error=error, attempts=job.attempts)

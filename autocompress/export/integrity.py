@@ -24,7 +24,7 @@ def check_files(directory: Path, manifest: Manifest) -> None:
     Raises:
         CheckpointError: a file or a tensor is missing, truncated, changed or not in the manifest.
     """
-    weights = weight_files(directory)
+    weights = weight_files(directory) if manifest.tensors else ()
     for path in weights:
         if path.name not in manifest.files:
             raise CheckpointError(f"{path} is not in the manifest of the checkpoint. {_REPAIR}")

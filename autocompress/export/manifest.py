@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from autocompress.core.errors import CheckpointError, RunDirectoryError
 from autocompress.export.plan import FORMAT_VERSION
@@ -17,8 +17,6 @@ from autocompress.export.tensor_file import stored_bytes
 __all__ = ["MANIFEST_FILE", "FileRecord", "Manifest", "file_record", "is_export", "stored_bytes"]
 
 MANIFEST_FILE = "autocompress.json"
-
-CheckpointFormat = Literal["packed", "dense"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +32,8 @@ class Manifest:
     """What a checkpoint says about itself.
 
     Attributes:
-        checkpoint_format: ``packed``, or ``dense``: decoded weights, whose bytes are those of the
-            base model.
+        checkpoint_format: name of the exporter that wrote it; of ``dense`` (decoded weights) the
+            bytes are those of the base model.
         auto_class: transformers Auto class that loads it.
         base_model: path or id that it was made from.
         base_digest: of the base model's weights.
@@ -45,12 +43,13 @@ class Manifest:
         allocation: scheme of every compressed layer.
         notes: by layer, what methods had to say (fallbacks and their reasons).
         files: every file but this one.
-        tensors: 128-bit digest of each stored tensor, to name the one that is damaged.
+        tensors: 128-bit digest of each stored tensor, to name the one that is damaged; empty where
+            the weight files are not safetensors.
         libraries: versions that wrote it.
         verification: what a reload in a fresh process gave; None before that.
     """
 
-    checkpoint_format: CheckpointFormat
+    checkpoint_format: str
     auto_class: str
     base_model: str
     base_digest: str

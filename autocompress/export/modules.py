@@ -203,17 +203,21 @@ def empty_tensors(layouts: Mapping[str, TensorLayout], device: torch.device) -> 
     }
 
 
-def _hold(module: PackedModule, tensors: Mapping[str, Tensor]) -> None:
+def _hold(module: StoredTensors, tensors: Mapping[str, Tensor]) -> None:
     """Register ``packed`` on the module itself, ``a.packed`` on a child called ``a``."""
     children: dict[str, dict[str, Tensor]] = {}
+    own: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        prefix, _, leaf = name.rpartition(".")
-        children.setdefault(prefix, {})[leaf] = tensor
-    module.hold(children.pop("", {}))
-    for prefix, held in children.items():
-        child = StoredTensors()
-        child.hold(held)
-        module.add_module(prefix, child)
+        child, dot, rest = name.partition(".")
+        if dot:
+            children.setdefault(child, {})[rest] = tensor
+        else:
+            own[name] = tensor
+    module.hold(own)
+    for child, held in children.items():
+        holder = StoredTensors()
+        _hold(holder, held)
+        module.add_module(child, holder)
 
 
 def restore_stored_dtypes(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What packed and dense checkpoints have in common when they are written."""
+"""What checkpoints of all formats have in common when they are written."""
 
 from __future__ import annotations
 
@@ -16,12 +16,7 @@ from transformers import PreTrainedModel
 from autocompress.core import Allocation
 from autocompress.core.errors import CheckpointError, ModelError
 from autocompress.export.companions import copy_companions
-from autocompress.export.manifest import (
-    CheckpointFormat,
-    Manifest,
-    file_record,
-    stored_bytes,
-)
+from autocompress.export.manifest import Manifest, file_record, stored_bytes
 from autocompress.export.tensor_file import tensor_digests, weight_files
 from autocompress.models import BaseModel
 
@@ -53,10 +48,22 @@ def finish(
     *,
     allocation: Allocation,
     claim: Mapping[str, Any],
-    checkpoint_format: CheckpointFormat,
+    checkpoint_format: str,
     notes: Mapping[str, tuple[str, ...]],
+    foreign_bytes: int | None = None,
 ) -> Manifest:
-    """Add processor, companion files and the manifest to the weights in `directory`."""
+    """Add processor, companion files and the manifest to the weights in `directory`.
+
+    Args:
+        directory: holds the weights and config.json.
+        base: model that was compressed.
+        allocation: scheme of every compressed layer.
+        claim: what was measured.
+        checkpoint_format: name of the exporter.
+        notes: by layer, what methods had to say.
+        foreign_bytes: bytes of all tensors where the weight files are not safetensors; such files
+            are held to their checksums as a whole.
+    """
     if base.processor is not None:
         base.processor.save_pretrained(directory)
     copy_companions(base.source, directory)
@@ -70,17 +77,21 @@ def finish(
         auto_class=base.auto_class,
         base_model=str(claim.get("base_model", base.source)),
         base_digest=base.digest,
-        storage_bytes=stored_bytes(directory),
+        storage_bytes=stored_bytes(directory) if foreign_bytes is None else foreign_bytes,
         file_bytes=sum(record.bytes for record in files.values()),
         claim=claim,
         allocation=allocation.to_json(),
         notes=notes,
         files=files,
-        tensors=dict(chain.from_iterable(map(tensor_digests, weight_files(directory)))),
+        tensors={} if foreign_bytes is not None else _tensor_digests(directory),
         libraries={"python": platform.python_version()} | {n: version(n) for n in _LIBRARIES},
     )
     manifest.write(directory)
     return manifest
+
+
+def _tensor_digests(directory: Path) -> dict[str, str]:
+    return dict(chain.from_iterable(map(tensor_digests, weight_files(directory))))
 
 
 def require_bytes(found: int, expected: int, what: str) -> None:

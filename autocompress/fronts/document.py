@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 from autocompress.core.errors import NoAnswerError, RunDirectoryError, nearest
+from autocompress.core.files import write_atomically
 from autocompress.fronts.comparison import (
     Comparison,
     Differences,
@@ -174,16 +173,9 @@ class FrontDocument:
         data = self.to_json()
         validate(data, str(file))
         text = json.dumps(data, indent=1, allow_nan=False) + "\n"
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(file)
+            write_atomically(file, text)
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
             raise RunDirectoryError(
                 f"{file} cannot be written ({error.strerror or error}); an earlier file is "
                 "untouched. Next step: check free space and permissions of the directory."

@@ -5,14 +5,31 @@ it registers itself. `METHODS` lists them.
 """
 
 from autocompress.methods import (  # noqa: F401
+    asvd,
+    awq,
+    binary,
+    cast,
     eora,
+    fp8,
     gptq,
     hadamard,
+    hqq,
     int_inputs,
+    kmeans,
+    lq_lora,
     magnitude,
+    mxfp4,
+    nf4,
+    nvfp4,
+    obert,
+    outliers,
+    product,
     rtn,
+    sparsegpt,
+    subgroup,
     svd,
     svd_llm,
+    ternary,
     wanda,
 )
 from autocompress.methods.base import (

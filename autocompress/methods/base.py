@@ -110,6 +110,10 @@ class Method(ABC, Generic[OptionsT]):
         """
         return ""
 
+    def needs_of(self, options: OptionsT) -> Needs:  # noqa: ARG002
+        """The statistics that it uses under these options."""
+        return self.needs
+
     def canonical(self, stage: Stage) -> Stage:
         """`stage` with every option spelled out."""
         options = self.read_options(stage)
@@ -223,21 +227,15 @@ class Sparsifier(Method[OptionsT]):
     ) -> Tensor | None:
         """The kept weights after they made up for the pruned ones, (o, d) float32.
 
-        None if they stay as they are. Not asked where the quantizer that follows makes up for the
-        pruned weights itself.
+        None if they stay as they are. They are the target of the quantizer that follows.
         """
         return None
 
 
 class Quantizer(Method[OptionsT]):
-    """Replaces weights by short codes.
-
-    Attributes:
-        compensates: of pruned weights it wants the dense target, and makes up for them itself.
-    """
+    """Replaces weights by short codes."""
 
     kind = StageKind.QUANTIZE
-    compensates: ClassVar[bool] = False
 
     @abstractmethod
     def coding(self, options: OptionsT) -> Coding:
@@ -248,7 +246,8 @@ class Quantizer(Method[OptionsT]):
         """The codes of a matrix; where `mask` is False the code is that of exactly zero.
 
         Args:
-            problem: the dense target and its statistics.
+            problem: the target and its statistics; dense even where there is a mask, unless the
+                sparsifier made up for the pruned weights itself.
             mask: (o, d) bool, True where the weight is kept; None keeps all. Always None if the
                 coding is not maskable.
             options: of this method.

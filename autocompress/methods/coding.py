@@ -21,7 +21,7 @@ class Quantized:
     """What a quantizer returns.
 
     Attributes:
-        codes: (o, codes per row) uint8.
+        codes: (o, codes per row) uint8, or what else `Coding.pack` takes.
         parameters: what the codes mean, stored beside them: the tensors that
             `Coding.parameters` announces.
         notes: for people.
@@ -45,7 +45,7 @@ class Coding(ABC):
     @property
     @abstractmethod
     def bits(self) -> int:
-        """Bits of a code, 1 to 8."""
+        """Bits of a code: 1 to 8, unless the coding packs by itself."""
 
     @abstractmethod
     def parameters(self, shape: tuple[int, int]) -> dict[str, TensorLayout]:

@@ -187,10 +187,9 @@ def _compress_matrix(
     if ready.sparsify is not None:
         step = ready.sparsify
         mask, notes = step.method.mask(problem, step.options)
-        if quantize is None or not quantize.method.compensates:
-            refitted = step.method.values(problem, mask, step.options)
-            if refitted is not None:
-                exact, problem = refitted, problem.with_weight(refitted)
+        refitted = step.method.values(problem, mask, step.options)
+        if refitted is not None:
+            exact, problem = refitted, problem.with_weight(refitted)
     if quantize is None:
         values = exact.detach() if mask is None else exact.detach().masked_fill(~mask, 0.0)
         return storage.encode(values, mask, dtype), notes

@@ -4,8 +4,8 @@ Frantar et al. 2023 (arXiv 2210.17323). With ``U^T U = (H + ridge I)^-1``, U upp
 order: ``e_j = (w_j - q_j) / U_jj`` and ``W_{:,k} -= e_j U_jk`` for k > j. Then
 ``sum_j e_j^2 = tr(D (H + ridge I) D^T)``. Inputs go by falling diag(H), with the grid fixed
 beforehand on the original columns ("static groups"), so that a reload needs no permutation. With
-a mask the target stays dense: pruned weights are quantized to zero and made up for as well, as in
-SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774).
+a mask, pruned weights are quantized to zero and made up for as well, as in SparseGPT (Frantar and
+Alistarh 2023, arXiv 2301.00774), unless the sparsifier did so already.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ class GPTQ(GridQuantizer[GPTQOptions]):
     """Quantization with second-order error compensation."""
 
     needs = Needs.HESSIAN
-    compensates = True
     options = GPTQOptions
     summary = "error-compensating quantization (Hessian of the layer's inputs)"
 
@@ -92,7 +91,7 @@ def sweep(weight: Tensor, mask: Tensor | None, grid: Grid, factor: InverseFactor
         codes[j] = levels
         return levels.sub_(zero).mul_(scale)
 
-    _Sweep(weight.T[order].contiguous(), factor.upper, settle).run(0, len(order))
+    Sweep(weight.T[order].contiguous(), factor.upper, settle).run(0, len(order))
     return _in_place(codes, order)
 
 
@@ -109,7 +108,7 @@ def compensate_pruned(weight: Tensor, mask: Tensor, factor: InverseFactor) -> Te
         values[j] = wanted * kept[j]
         return values[j]
 
-    _Sweep(target, factor.upper, settle).run(0, len(factor.order))
+    Sweep(target, factor.upper, settle).run(0, len(factor.order))
     return _in_place(values, factor.order)
 
 
@@ -120,7 +119,7 @@ def _in_place(permuted: Tensor, order: Tensor) -> Tensor:
     return straight.T.contiguous()
 
 
-class _Sweep:
+class Sweep:
     """One sweep over `remaining` (d, o): the target minus what earlier errors ask for.
 
     Input-major, so that what is settled together lies together. Rows that were visited hold
@@ -143,14 +142,18 @@ class _Sweep:
         if stop - start > _LEAF:
             middle = (start + stop) // 2
             self.run(start, middle)
-            coupling, errors = self.upper[start:middle, middle:stop], self.remaining[start:middle]
-            self.remaining[middle:stop].addmm_(coupling.T, errors, alpha=-1)
+            self.push(start, middle, stop)
             self.run(middle, stop)
             return
         for j in range(start, stop):
             target = self.remaining[j]
             target.sub_(self.settle(j, target)).div_(self.pivots[j])
             self.remaining[j + 1 : stop].addr_(self.upper[j, j + 1 : stop], target, alpha=-1)
+
+    def push(self, start: int, middle: int, stop: int) -> None:
+        """Make inputs middle..stop-1 make up for the errors of start..middle-1."""
+        coupling, errors = self.upper[start:middle, middle:stop], self.remaining[start:middle]
+        self.remaining[middle:stop].addmm_(coupling.T, errors, alpha=-1)
 
 
 METHODS.add("gptq", GPTQ())

@@ -12,13 +12,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import shake_128
 
 import torch
 from torch import Tensor
 
+from autocompress.core.errors import SchemeError
 from autocompress.core.footprint import TensorLayout
 from autocompress.methods.base import METHODS, Needs, Transform
 from autocompress.methods.coding import Stored
+from autocompress.methods.packing import unpack
 from autocompress.methods.problem import LayerProblem, LayerStatistics
 
 
@@ -31,6 +34,12 @@ class HadamardOptions:
     """
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise SchemeError(
+                f"seed must not be negative, but got {self.seed}. The nearest legal value is 0."
+            )
 
 
 class Hadamard(Transform[HadamardOptions]):
@@ -141,7 +150,7 @@ def _walsh(matrix: Tensor) -> Tensor:
         low, high = pairs[:, :, 0], pairs[:, :, 1]
         matrix = torch.stack((low + high, low - high), dim=2).view(rows, n)
         half *= 2
-    return matrix / math.sqrt(n)
+    return matrix * (1 / math.sqrt(n))
 
 
 @lru_cache(maxsize=16)
@@ -155,8 +164,10 @@ def _cosines(m: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _signs(d: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 2, (d,), generator=generator, dtype=torch.int8) * 2 - 1
+    """Signs (d,) int8 from a hash, which no version of a random generator can change."""
+    stream = shake_128(f"autocompress hadamard {seed}".encode()).digest(-(-d // 8))
+    bits = unpack(torch.frombuffer(bytearray(stream), dtype=torch.uint8), 1, d)
+    return bits.to(torch.int8) * 2 - 1
 
 
 def _power_and_rest(d: int) -> tuple[int, int]:

@@ -1,17 +1,19 @@
-"""Ranks and balanced factors, shared by the factorizers."""
+"""Ranks and balanced factors, shared by the factorizers and the low-rank corrections."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from autocompress.core.errors import SchemeError
 from autocompress.core.footprint import TensorLayout
+from autocompress.methods.base import Needs, Residual
 from autocompress.methods.coding import Quantized, Stored
 from autocompress.methods.grid import GridCoding, GridOptions, best_grid
-from autocompress.methods.problem import Spectrum
+from autocompress.methods.problem import Spectrum, spectrum_of
 from autocompress.methods.storage import MatrixStorage
 
 _FACTOR_GROUP = 64
@@ -98,3 +100,76 @@ class StoredFactors:
         o, d = self.shape
         shapes = {"a.": (self.rank, o), "b.": (self.rank, d)}
         return {prefix: MatrixStorage(shape, coding, None) for prefix, shape in shapes.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectionOptions(RankOptions):
+    """Options that every low-rank correction has.
+
+    Attributes:
+        rank: of the correction, at least 1; at most the smaller side of the layer.
+        bits: of its factors: 16 (float16), or 4 to 8 (integers, one scale per group of 64).
+    """
+
+    rank: int = 16
+    bits: int = 16
+
+    def __post_init__(self) -> None:
+        RankOptions.__post_init__(self)
+        if self.bits not in (4, 5, 6, 7, 8, 16):
+            close = 4 if self.bits < 4 else 8 if self.bits < 12 else 16
+            raise SchemeError(
+                f"bits of the factors must be 4 to 8, or 16, but got {self.bits}. "
+                f"The nearest legal value is {close}."
+            )
+
+    def factors(self, shape: tuple[int, int]) -> StoredFactors:
+        """How the factors of a matrix (o, d) lie in a file."""
+        return StoredFactors(shape, self.rank, self.bits)
+
+
+CorrectionT = TypeVar("CorrectionT", bound=CorrectionOptions)
+
+
+class Correction(Residual[CorrectionT]):
+    """A low-rank matrix A B beside the rest."""
+
+    needs = Needs.HESSIAN
+
+    def refusal(self, shape: tuple[int, int], options: CorrectionT) -> str:
+        """See `Method.refusal`."""
+        if options.rank <= min(shape):
+            return ""
+        return (
+            f"the rank of a correction must be at most {min(shape)}, but got {options.rank}. "
+            f"The nearest legal value is {min(shape)}."
+        )
+
+    def layout(
+        self,
+        shape: tuple[int, int],
+        options: CorrectionT,
+        dtype: str,  # noqa: ARG002 - factors have a width of their own
+    ) -> dict[str, TensorLayout]:
+        """See `Residual.layout`."""
+        return options.factors(shape).layout()
+
+    def values(self, stored: Stored, shape: tuple[int, int], options: CorrectionT) -> Tensor:
+        """See `Residual.values`."""
+        outer, inner = options.factors(shape).decode(stored)
+        return outer @ inner
+
+    def macs_per_token(self, shape: tuple[int, int], options: CorrectionT) -> int:
+        """See `Residual.macs_per_token`."""
+        return options.rank * (shape[0] + shape[1])
+
+
+def correction_of(
+    error: Tensor, hessian: Tensor | None, options: CorrectionOptions
+) -> dict[str, Tensor]:
+    """The stored factors nearest to an error D (o, d) in ``tr((D - A B) H (D - A B)^T)``.
+
+    They are those of SVD-LLM for D (see `spectrum_of`); H None: the plain decomposition.
+    """
+    outer, inner = split(spectrum_of(error, hessian), options.rank)
+    return options.factors((error.shape[0], error.shape[1])).encode(outer, inner)

@@ -1,36 +1,44 @@
 """Magnitude pruning: the smallest weights of the layer become zero.
 
-Han et al. 2015 (arXiv 1506.02626). Compared over the whole layer; the count is exact.
+Han et al. 2015 (arXiv 1506.02626). Compared over the whole layer, or with a pattern N:M within
+every M consecutive inputs of a row; the count is exact.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from autocompress.methods.base import METHODS, Needs, Sparsifier, SparsityOptions
+from autocompress.methods.base import METHODS, Needs
 from autocompress.methods.problem import LayerProblem
-from autocompress.methods.sparsity import keep_highest, n_kept_of
+from autocompress.methods.sparsity import (
+    Pruned,
+    PruningOptions,
+    PruningSparsifier,
+    keep_highest,
+    keep_pattern,
+    n_kept_of,
+)
 
 
-class Magnitude(Sparsifier[SparsityOptions]):
+class Magnitude(PruningSparsifier):
     """Keeps the largest weights of the layer."""
 
     needs = Needs.NONE
-    options = SparsityOptions
     summary = "drop the smallest weights of the layer"
     stronger = "wanda"
 
-    def n_kept(self, shape: tuple[int, int], options: SparsityOptions) -> int:
+    def n_kept(self, shape: tuple[int, int], options: PruningOptions) -> int:
         """See `Sparsifier.n_kept`."""
+        if options.kept_of is not None:
+            kept, width = options.kept_of
+            return shape[0] * shape[1] * kept // width
         return n_kept_of(shape[0] * shape[1], options.sparsity)
 
-    def mask(
-        self, problem: LayerProblem, options: SparsityOptions
-    ) -> tuple[Tensor, tuple[str, ...]]:
-        """See `Sparsifier.mask`; of equal weights the first in row order are dropped."""
-        weight = problem.weight
-        n_kept = self.n_kept((weight.shape[0], weight.shape[1]), options)
-        return keep_highest(weight.abs().view(1, -1), n_kept).view_as(weight), ()
+    def choose(self, problem: LayerProblem, options: PruningOptions) -> Pruned:
+        """See `PruningSparsifier.choose`; of equal weights the first in row order are dropped."""
+        scores = problem.weight.abs()
+        if options.kept_of is not None:
+            return Pruned(keep_pattern(scores, options.kept_of), None)
+        n_kept = n_kept_of(scores.numel(), options.sparsity)
+        return Pruned(keep_highest(scores.view(1, -1), n_kept).view_as(scores), None)
 
 
 METHODS.add("magnitude", Magnitude())

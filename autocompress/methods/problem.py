@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ DAMPING = 0.01
 _SHRINKAGE = 0.1  # the same, for a decomposition of an H of too few tokens
 _ROWS_AT_ONCE = 16384
 _NEGLIGIBLE = 1e-14  # share of the largest eigenvalue of a Gram matrix that is rounding noise
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +99,7 @@ class LayerProblem:
         self.hessian = self._checked_hessian()
         self._factors: dict[tuple[bool, float], InverseFactor | None] = {}
         self._derived: dict[Hashable, LayerProblem] = {}
+        self._latest: tuple[Hashable, object] = (None, None)
         if not bool(torch.isfinite(self.weight).all()):
             raise ModelError(
                 "A weight must be finite, but it holds NaN or infinity. The checkpoint is damaged "
@@ -149,14 +153,27 @@ class LayerProblem:
         return diagonal + DAMPING * mean if mean > 0 else torch.ones_like(diagonal)
 
     def with_weight(self, weight: Tensor) -> LayerProblem:
-        """The same statistics for another weight (o, d)."""
-        return LayerProblem(weight, self.statistics)
+        """The same statistics for another weight (o, d); what follows from H alone is shared."""
+        problem = LayerProblem(weight, self.statistics)
+        problem._factors = self._factors
+        return problem
 
     def derived(self, key: Hashable, make: Callable[[], LayerProblem]) -> LayerProblem:
         """A problem made from this one, kept, so that options that derive the same share it."""
         if key not in self._derived:
             self._derived[key] = make()
         return self._derived[key]
+
+    def latest(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` gives; kept until another key is asked for, so that memory is bounded.
+
+        For results that several calls on behalf of one option share, e.g. a mask and its values.
+        """
+        kept, found = self._latest
+        if kept != key:
+            found = make()
+            self._latest = key, found
+        return cast(Made, found)
 
     def loss(self, dense: Tensor) -> float:
         """Calibration loss ``tr(D H D^T)``, D = dense - weight: mean squared output error.

@@ -86,7 +86,8 @@ def canonical(scheme: Scheme) -> Scheme:
 
 def needs(scheme: Scheme) -> Needs:
     """The most that any stage uses of the statistics."""
-    return max((METHODS[stage.method].needs for stage in scheme.stages), default=Needs.NONE)
+    steps = plan(scheme).steps
+    return max((step.method.needs_of(step.options) for step in steps), default=Needs.NONE)
 
 
 def rounds_inputs(scheme: Scheme) -> bool:

@@ -6,7 +6,7 @@ from autocompress.models.curvature import (
     predicted_damage,
     predicted_damages,
 )
-from autocompress.models.curvature_pass import collect_curvature
+from autocompress.models.curvature_pass import collect_curvature, holds_curvature
 from autocompress.models.layout import ModelLayout, describe
 from autocompress.models.loading import (
     AUTO_CLASSES,
@@ -37,6 +37,7 @@ __all__ = [
     "collect_curvature",
     "collect_statistics",
     "describe",
+    "holds_curvature",
     "load_base_model",
     "load_config",
     "load_processor",

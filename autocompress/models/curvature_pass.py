@@ -84,8 +84,7 @@ def collect_curvature(
         ModelError: an activation or a gradient is not finite; a layer name is unknown.
         RunDirectoryError: the store cannot be written.
     """
-    wanted = [item for item in wanted_inputs(layout, layers) if not store.is_sound(item.name)]
-    tables = [t for t in _tables(layout, layers) if not store.is_sound(lookup_name(t))]
+    wanted, tables = _missing(layout, store, layers)
     parts = list(windows(wanted, memory_budget_bytes // _ACCUMULATORS))
     if tables and not parts:
         parts = [[]]
@@ -101,6 +100,21 @@ def collect_curvature(
                 progress(done, total)
         observer.write(store)
         tables = []
+
+
+def holds_curvature(
+    store: CurvatureStore, layout: ModelLayout, layers: Collection[str] | None = None
+) -> bool:
+    """Whether `collect_curvature` would find all of these layers in the store, and undamaged."""
+    return not any(_missing(layout, store, layers))
+
+
+def _missing(
+    layout: ModelLayout, store: CurvatureStore, layers: Collection[str] | None
+) -> tuple[list[LayerInput], list[LayerSpec]]:
+    """Distinct inputs, and embeddings as tables, that the store lacks or holds damaged."""
+    wanted = [item for item in wanted_inputs(layout, layers) if not store.is_sound(item.name)]
+    return wanted, [t for t in _tables(layout, layers) if not store.is_sound(lookup_name(t))]
 
 
 def _tables(layout: ModelLayout, layers: Collection[str] | None) -> list[LayerSpec]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.core import TrialResult
 from autocompress.core.errors import RunDirectoryError
+from autocompress.core.files import write_atomically
 from autocompress.fronts import FrontDocument, Member, comparison_summary
 from autocompress.report import formats
 from autocompress.report.page_data import page_data, trial_summary
@@ -87,13 +86,9 @@ def write_report(
     """
     file = path / REPORT_FILE if path.is_dir() else path
     text = render_report(document, trials, provenance)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
+        write_atomically(file, text)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise RunDirectoryError(
             f"{file} cannot be written ({error.strerror or error}). Next step: check free space "
             "and permissions of the directory."

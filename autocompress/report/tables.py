@@ -266,6 +266,8 @@ def _spelled(value: object) -> str:
         return ", ".join(f"{key} ({_spelled(number)})" for key, number in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -1,7 +1,7 @@
 """Fill the option table: compress every layer with every option, predict what each one damages.
 
-The bank is filled on the way, so a search that follows finds its options built. A finished table is
-kept as JSON under a digest of all that it depends on.
+The bank is filled on the way, by the workers of a driver if there are any, so a search that follows
+finds its options built. A finished table is kept as JSON under a digest of all that it depends on.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +22,11 @@ from torch import Tensor
 
 from autocompress.bank import Bank
 from autocompress.core import LayerSpec, Scheme, digest
+from autocompress.core.files import write_atomically
 from autocompress.cost import CostModel, CostPart
-from autocompress.methods import decode
+from autocompress.methods import METHODS, CompressedWeight, StageKind, decode, input_errors
 from autocompress.models import LayerCurvature, ModelLayout, predicted_damage
-from autocompress.search.option_table import Floats, OptionTable, PerChoice
+from autocompress.search.option_table import Floats, OptionTable
 from autocompress.spaces import Choice, SearchSpace
 
 _log = logging.getLogger(__name__)
@@ -31,15 +34,20 @@ _log = logging.getLogger(__name__)
 _FORMAT = "option table 2"
 
 MOST_EXACT = 12
-"""Options of a layer that are all compressed to predict them. Where there are more, a scheme of
-several stages is predicted as the sum of its stages alone: 7 compressions instead of 28 where 2
-ranks, 1 sparsity and 4 widths are combined. The trials correct what that misses."""
+"""Options of a layer that are all compressed to predict them. Where there are more, a scheme that
+factorizes, sparsifies and quantizes is predicted as the sum of these stages alone: 7 compressions
+instead of 28 where 2 ranks, 1 sparsity and 4 widths are combined. The trials correct what that
+misses."""
+
+_ADDS_UP = {StageKind.FACTORIZE, StageKind.SPARSIFY, StageKind.QUANTIZE}
 
 NOT_FINITE = 1e6
 """Damage of an option whose weights or prediction are not finite: far above any real one."""
 
 Progress = Callable[[int, int], None]
 Curvature = Callable[[LayerSpec], LayerCurvature]
+Fill = Callable[[Mapping[str, Sequence[Scheme]]], Generator[str, None, None]]
+"""Compresses layers into the bank, naming each that is done: `Driver.fill`."""
 
 
 def build_option_table(
@@ -50,6 +58,7 @@ def build_option_table(
     curvature: Curvature,
     cost: CostModel,
     weights: Mapping[str, Tensor],
+    fill: Fill | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> OptionTable:
@@ -65,6 +74,8 @@ def build_option_table(
         curvature: of a layer, e.g. `CurvatureStore.get`.
         cost: of the model.
         weights: base weights (o, d) by layer name.
+        fill: asked to compress what the bank may lack, unless a finished table is found; None
+            compresses in this process, when a damage is computed.
         cache: folder of finished tables; None to build anew. A table that cannot be read is built
             again, one that cannot be written is returned all the same, each with a warning.
         progress: told how many of all layer × option are done.
@@ -74,33 +85,87 @@ def build_option_table(
     table = None if path is None else _read(path, space)
     if table is None:
         damages_of = partial(_damages, bank, curvature, weights)
-        damage = _table_of_damages(space, layout, damages_of, progress)
+        found = _by_layer(space, layout, damages_of, fill or _on_demand, progress)
+        damage = tuple(_of_choice(choice, found) for choice in space.choices)
         table = replace(_costs(space, layout, cost), damage=damage)
         if path is not None:
             _write(path, table)
     return table
 
 
-def _table_of_damages(
+def schemes_to_compress(space: SearchSpace, layout: ModelLayout) -> dict[str, tuple[Scheme, ...]]:
+    """What the damages of a space's options are computed from, by layer name, largest layer first.
+
+    Whole schemes or single stages, see `MOST_EXACT`; each once, the base left out.
+    """
+    asked = {
+        name: tuple(dict.fromkeys(part for parts in _summands(schemes) for part in parts))
+        for name, schemes in _options(space).items()
+    }
+
+    def n_weights(name: str) -> int:
+        layer = layout.layer(name)
+        return layer.out_features * layer.in_features
+
+    return {name: asked[name] for name in sorted(asked, key=n_weights, reverse=True) if asked[name]}
+
+
+def _options(space: SearchSpace) -> dict[str, list[Scheme]]:
+    """The schemes of each searched layer, one per option of its choice."""
+    return {
+        name: [option.schemes[index] for option in choice.options]
+        for choice in space.choices
+        for index, name in enumerate(choice.layers)
+    }
+
+
+def _summands(schemes: Sequence[Scheme]) -> list[tuple[Scheme, ...]]:
+    """For each scheme of a layer those whose damages add up to its own; none for the base."""
+
+    def summands(scheme: Scheme) -> tuple[Scheme, ...]:
+        kinds = {METHODS[stage.method].kind for stage in scheme.stages}
+        if len(schemes) > MOST_EXACT and kinds <= _ADDS_UP:
+            return tuple(Scheme((stage,)) for stage in scheme.stages)
+        return () if scheme.is_base else (scheme,)
+
+    return list(map(summands, schemes))
+
+
+def _on_demand(wanted: Mapping[str, Sequence[Scheme]]) -> Generator[str, None, None]:
+    """Fills nothing: what is not in the bank is compressed when it is asked for."""
+    yield from wanted
+
+
+def _by_layer(
     space: SearchSpace,
     layout: ModelLayout,
     damages_of: Callable[[LayerSpec, Sequence[Scheme]], Iterator[float]],
+    fill: Fill,
     progress: Progress | None,
-) -> PerChoice:
-    total = sum(len(choice.options) * len(choice.layers) for choice in space.choices)
-    done = 0
-    table: list[Floats] = []
-    for choice in space.choices:
-        damage = np.zeros(len(choice.options))
-        for index, name in enumerate(choice.layers):
-            schemes = [option.schemes[index] for option in choice.options]
-            for level, value in enumerate(damages_of(layout.layer(name), schemes)):
-                damage[level] += value
+) -> dict[str, Floats]:
+    """Damage of each layer under each option of its choice, computed as soon as it is filled."""
+    options = _options(space)
+    total, done = sum(map(len, options.values())), 0
+    found: dict[str, Floats] = {}
+    with closing(fill(schemes_to_compress(space, layout))) as filled:
+        for name in chain(filled, options):
+            if name in found:
+                continue
+            found[name] = np.zeros(len(options[name]))
+            for level, value in enumerate(damages_of(layout.layer(name), options[name])):
+                found[name][level] = value
                 done += 1
                 if progress is not None:
                     progress(done, total)
-        table.append(np.minimum(damage, NOT_FINITE))
-    return tuple(table)
+    return found
+
+
+def _of_choice(choice: Choice, found: Mapping[str, Floats]) -> Floats:
+    """Damage of the options of a choice; those of its layers add up."""
+    damage = np.zeros(len(choice.options))
+    for name in choice.layers:
+        damage += found[name]
+    return np.minimum(damage, NOT_FINITE)
 
 
 def _damages(
@@ -119,15 +184,23 @@ def _damages(
         packed = bank.packed(layer.name, scheme)
         # in float32, as search-time forwards decode; a 16-bit base would round once more
         dense = decode(packed.tensors, packed.scheme, packed.shape, torch.float32)
-        return _finite(predicted_damage(weight, dense.to(weight.device), found), layer, scheme)
+        damage = predicted_damage(weight, dense.to(weight.device), found)
+        return _finite(damage + _of_inputs(dense, packed, found), layer, scheme)
 
-    for scheme in schemes:
-        parts = [scheme]
-        if scheme.is_base:
-            parts = []
-        elif len(schemes) > MOST_EXACT:
-            parts = [Scheme((stage,)) for stage in scheme.stages]
+    for parts in _summands(schemes):
         yield sum(map(exact, parts))
+
+
+def _of_inputs(dense: Tensor, packed: CompressedWeight, found: LayerCurvature) -> float:
+    """Damage because a scheme rounds the layer's inputs; 0 if it does not."""
+    if found.rows is None or found.hessian is None:
+        return 0.0
+    errors = input_errors(dense, found.hessian.to(dense), packed.tensors, packed.scheme)
+    return (
+        0.0
+        if errors is None
+        else 0.5 * float(found.rows.double().to(errors.device) @ errors.double())
+    )
 
 
 def _finite(value: float, layer: LayerSpec, scheme: Scheme) -> float:
@@ -217,10 +290,8 @@ def _read(path: Path, space: SearchSpace) -> OptionTable | None:
 
 
 def _write(path: Path, table: OptionTable) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(table.to_json(), allow_nan=False), encoding="utf-8")
-        temporary.replace(path)
+        write_atomically(path, json.dumps(table.to_json(), allow_nan=False))
     except OSError as error:
         _log.warning("The option table %s cannot be kept: %s.", path, error)

@@ -53,7 +53,7 @@ class TrialContext:
         batch_size: sequences per forward.
         noise: typical error of the damage due to the forward's dtype (`ForwardPlan.noise`).
         retained_noise: the same of the retained quality.
-        threads: torch threads per worker.
+        threads: of a worker, for torch or for layers that are compressed side by side.
         racing: when to stop a trial that is beaten; None measures all on the whole split.
         rungs: the split as a race runs it; see `with_racing`.
         prefix_bytes: memory for block outputs that trials share; 0 for none.
@@ -94,6 +94,11 @@ class TrialContext:
     def _piece(self, start: int, end: int) -> Piece:
         split = Split.of(self.split.name, self.split.examples[start:end])
         return Piece(split, self.task.rows(self.reference, self.split, start, end))
+
+    @property
+    def fill_threads(self) -> int:
+        """Layers that a worker compresses at the same time."""
+        return self.threads if self.device.type == "cpu" else 1
 
     @property
     def device(self) -> torch.device:

@@ -1,11 +1,11 @@
-"""The driver contract: where trials run."""
+"""The driver contract: where trials run, and where layers are compressed ahead of them."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from autocompress.core import TrialRequest, TrialResult
+from autocompress.core import Scheme, TrialRequest, TrialResult
 
 
 class Driver(Protocol):
@@ -33,6 +33,22 @@ class Driver(Protocol):
 
         Raises:
             TrialError: no worker can run trials.
+        """
+        ...
+
+    def fill(self, wanted: Mapping[str, Sequence[Scheme]]) -> Generator[str, None, None]:
+        """Have all workers compress layers into the bank; names of layers as they are done.
+
+        Each layer is named once. What the bank then lacks (its worker died or failed, or keeps its
+        bank elsewhere) is compressed by whoever asks the bank for it. Closing the generator drops
+        the layers that are under way.
+
+        Args:
+            wanted: schemes by layer name, in the order in which the layers are begun.
+
+        Raises:
+            ModelError, SchemeError: in this process a layer cannot be compressed.
+            TrialError: no worker can start.
         """
         ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from autocompress.core import Allocation, Registry, TrialResult
@@ -26,6 +26,7 @@ class Sampler(ABC):
         adaptive: False if proposals do not depend on what trials measured; the sequence is then
             the same whatever the number of workers.
         needs_table: True if it cannot work without predicted damages.
+        aims: total bytes at which the best model is wanted most; a sampler may not heed them.
     """
 
     name: ClassVar[str]
@@ -40,11 +41,17 @@ class Sampler(ABC):
         seed: int,
         constraints: Constraints | None = None,
         table: OptionTable | None = None,
+        aims: Sequence[float] = (),
     ) -> None:
         self.space = space
         self.seed = seed
         self.constraints = constraints
         self.table = table
+        self.aims = tuple(aims)
+        self.start()
+
+    def start(self) -> None:  # noqa: B027 (not every sampler keeps anything)
+        """Set up what a sampler keeps; the constructor calls it last."""
 
     @abstractmethod
     def ask(self, number: int) -> Allocation:

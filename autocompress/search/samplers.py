@@ -24,7 +24,6 @@ from autocompress.objectives import LOSS_NAMES, losses
 from autocompress.search import peers
 from autocompress.search.guided.sampler import Guided
 from autocompress.search.opening import crossed_baselines
-from autocompress.search.option_table import OptionTable
 from autocompress.search.sampler import SAMPLERS, Constraints, Sampler
 from autocompress.spaces import SearchSpace
 
@@ -135,16 +134,9 @@ class OptunaSampler(Sampler):
 
     n_draws: ClassVar[int] = 8
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        *,
-        seed: int,
-        constraints: Constraints | None = None,
-        table: OptionTable | None = None,
-    ) -> None:
-        super().__init__(space, seed=seed, constraints=constraints, table=table)
-        self.distributions = distributions(space)
+    def start(self) -> None:
+        """See `Sampler.start`."""
+        self.distributions = distributions(self.space)
         self.study = new_study()
         self._pending: dict[int, Trial] = {}
         self._seen: set[Levels] = set()

@@ -99,6 +99,7 @@ class Study:
         self._known: dict[Allocation, TrialResult] = {}
         self._running: dict[int, TrialRequest] = {}
         self._tried: set[Allocation] = set()
+        self._searched_bytes: dict[Allocation, int | None] = {}
         self._front: Front[TrialResult] = Front()
         self._rivals = Rivals() if racing is not None else None
         self._n_early_stopped = 0
@@ -151,7 +152,7 @@ class Study:
     def _check_belongs(self, result: TrialResult) -> None:
         request = result.request
         expected = self._baseline(request.number)
-        if request != expected and (expected or request.allocation not in self._space):
+        if request != expected and (expected or self._bytes(request.allocation) is None):
             raise RunDirectoryError(
                 f"The journal {self._journal.path} belongs to another study: its trial "
                 f"{request.number} ({request.source}) is not one of the space "
@@ -201,7 +202,7 @@ class Study:
     def _bar(self, allocation: Allocation) -> Bar | None:
         if self._rivals is None:
             return None
-        storage_bytes = searched_bytes(self._space, allocation)
+        storage_bytes = self._bytes(allocation)
         return None if storage_bytes is None else self._rivals.bar(storage_bytes)
 
     def _finish(self, result: TrialResult) -> None:
@@ -245,13 +246,19 @@ class Study:
     def _enter_race(self, result: TrialResult) -> None:
         if self._rivals is None or not result.is_complete:
             return
-        storage_bytes = searched_bytes(self._space, result.request.allocation)
+        storage_bytes = self._bytes(result.request.allocation)
         if storage_bytes is not None:
             self._rivals.add(storage_bytes, result)
 
     def _note_tried(self, allocation: Allocation) -> None:
-        if allocation not in self._tried and allocation in self._space:
+        if self._bytes(allocation) is not None:
             self._tried.add(allocation)
+
+    def _bytes(self, allocation: Allocation) -> int | None:
+        """`searched_bytes`, encoding an allocation only once."""
+        if allocation not in self._searched_bytes:
+            self._searched_bytes[allocation] = searched_bytes(self._space, allocation)
+        return self._searched_bytes[allocation]
 
     def _front_with(self, results: list[TrialResult]) -> Front[TrialResult]:
         complete = [r for r in results if r.is_complete]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Literal
 
@@ -28,7 +29,8 @@ def uniform_baselines(space: SearchSpace) -> tuple[tuple[str, Allocation], ...]:
     of its levels every choice takes its option of that level; where it has none, the nearest
     milder one; else the base; else its dearest option. Where a choice has several options of one
     level (two group sizes) the dearest stands for it, so that the baseline is a strong one. A
-    space that offers none of the three has one baseline for each label that all choices share.
+    space that offers none of the three has one baseline for each label that at least half of the
+    layers share.
     """
     kind = _shared_kind(space)
     if kind is None:
@@ -99,15 +101,18 @@ def _base_level(choice: Choice) -> int:
 
 
 def _by_label(space: SearchSpace) -> list[tuple[str, Allocation]]:
-    if not space.choices:
-        return []
-    levels = [{o.label: i for i, o in enumerate(c.options)} for c in space.choices]
-    dearest_first = [option.label for option in reversed(space.choices[0].options)]
-    shared = [label for label in dearest_first if all(label in by for by in levels)]
+    """One for each label that choices of at least half of the layers offer; the rest stay base."""
+    levels = {c.name: {o.label: i for i, o in enumerate(c.options)} for c in space.choices}
+    offering = Counter(label for c in space.choices for label in levels[c.name] for _ in c.layers)
+    largest = max(space.choices, key=lambda c: len(c.options), default=None)
+    dearest_first = [] if largest is None else [o.label for o in reversed(largest.options)]
+    shared = [n for n in dearest_first if 2 * offering[n] >= len(space.searched_layers)]
     return [
         (
             f"uniform-{label}",
-            space.decode({c.name: by[label] for c, by in zip(space.choices, levels, strict=True)}),
+            space.decode(
+                {c.name: levels[c.name].get(label, _base_level(c)) for c in space.choices}
+            ),
         )
         for label in shared
     ]

@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +31,10 @@ from autocompress.core import (
     TrialResult,
     TrialStatus,
 )
-from autocompress.core.errors import TrialError
+from autocompress.core.errors import SchemeError, TrialError
 from autocompress.cost import DEFAULT_PROFILE, PROFILES, CostModel
 from autocompress.evaluate import Corpus, CorpusKind, Example, Reference, Scores, Split, Task
-from autocompress.methods import LayerStatistics
+from autocompress.methods import InputMap, LayerStatistics
 from autocompress.models import ModelLayout, version_counters, weight_matrix
 from autocompress.search.context import TrialContext
 from autocompress.search.driver import Driver
@@ -42,6 +43,7 @@ from autocompress.spaces.space import Choice, Option, SearchSpace
 
 WIDTH = 32
 LAYERS = ("first", "second", "third")
+WIDTHS = tuple(Scheme.parse(f"rtn(bits={bits},group_size=16)") for bits in (2, 4, 8))
 _SCRIBBLE = 12345.0
 _POWER = 0.86  # mean square of the base's outputs, rounded
 
@@ -150,11 +152,20 @@ class ScriptedBank(Bank):
 
     ``fail`` raises, ``exhaust`` runs out of memory, ``nan`` gives weights that are not finite,
     ``scribble`` makes the task write to the base model; ``crash`` ends the process, ``crash_once``
-    only the first time; ``hang`` never comes back.
+    only the first time; ``hang`` never comes back. Filling does what ends the process alone.
     """
 
     def prepare(self, allocation: Mapping[str, Scheme]) -> None:
         """Misbehaviours are not built ahead."""
+
+    def fill(self, wanted: Mapping[str, Sequence[Scheme]], **options: Any) -> None:
+        """Builds schemes that are none of the misbehaviours."""
+        for script in {s.stages[0].method for schemes in wanted.values() for s in schemes}:
+            if script == "crash_once":
+                self._crash_once()
+            _misbehave(script)
+        methods = {n: [s for s in wanted[n] if s.stages[0].method == "rtn"] for n in wanted}
+        super().fill(methods, **options)
 
     def dense(self, name: str, scheme: Scheme, dtype: torch.dtype) -> Tensor:
         """The matrix, or the misbehaviour."""
@@ -169,6 +180,10 @@ class ScriptedBank(Bank):
             return torch.full(shape, torch.nan, dtype=dtype)
         _misbehave(script)
         return super().dense(name, scheme, dtype)
+
+    def input_maps(self, allocation: Mapping[str, Scheme]) -> dict[str, InputMap]:  # noqa: ARG002
+        """See `Bank.input_maps`; no scheme rounds inputs."""
+        return {}
 
     def notes(self, name: str, scheme: Scheme) -> tuple[str, ...]:
         """None for misbehaviours."""
@@ -316,9 +331,48 @@ class DriverContract(ABC):
             assert [r.request for r in self.results(driver, requests)] == requests
 
     def test_an_empty_source_ends_at_once(self, tmp_path: Path) -> None:
-        """No request, no result."""
+        """No request, no result; no layer, no name."""
         with closing(self.make_driver(scripted_context(tmp_path))) as driver:
             assert list(driver.run(iter(()))) == []
+            assert list(driver.fill({})) == []
+
+    def test_a_layer_is_in_the_bank_when_it_is_named(self, tmp_path: Path) -> None:
+        """Each once, and what is there is what any bank would hold."""
+        context, other = (scripted_context(tmp_path / name) for name in ("bank", "other"))
+        named = []
+        with closing(self.make_driver(context)) as driver:
+            for name in driver.fill(dict.fromkeys(LAYERS, WIDTHS)):
+                named.append(name)
+                assert all(context.bank.path(name, scheme).is_file() for scheme in WIDTHS)
+            assert set(driver.fill(dict.fromkeys(LAYERS, WIDTHS))) == set(LAYERS)
+        assert sorted(named) == sorted(LAYERS)
+        for name, scheme in product(LAYERS, WIDTHS):
+            tensors = context.bank.packed(name, scheme).tensors
+            expected = other.bank.packed(name, scheme).tensors
+            assert all(torch.equal(tensors[k], expected[k]) for k in expected)
+
+    def test_a_layer_that_cannot_be_compressed_is_an_error_for_who_asks(
+        self, tmp_path: Path
+    ) -> None:
+        """Here or in the bank, and the driver is sound after it."""
+        context = scripted_context(tmp_path)
+        bad = Scheme.parse("rtn(bits=77)")
+        with closing(self.make_driver(context)) as driver:
+            error: SchemeError | None = None
+            try:
+                for name in driver.fill({"first": (bad,)}):
+                    context.bank.packed(name, bad)
+            except SchemeError as caught:
+                error = caught
+            assert "77" in str(error)
+            assert list(driver.fill({"first": WIDTHS})) == ["first"]
+
+    def test_trials_run_after_filling_was_closed(self, tmp_path: Path) -> None:
+        """Closing the generator drops what is under way and leaves the driver usable."""
+        with closing(self.make_driver(scripted_context(tmp_path))) as driver:
+            with closing(driver.fill(dict.fromkeys(LAYERS, WIDTHS))) as filled:
+                next(filled)
+            assert all(r.is_complete for r in self.results(driver, [scripted(0, "rtn(bits=4)")]))
 
     def test_the_base_model_is_left_as_it_was(self, tmp_path: Path) -> None:
         """Bit for bit, and without a write that was undone."""

@@ -23,6 +23,7 @@ from autocompress.core import (
     Metrics,
     Quality,
     Resource,
+    Scheme,
     TrialRequest,
     TrialResult,
     TrialStatus,
@@ -270,6 +271,10 @@ class ReplayDriver:
                 yield self.answer(pending.pop(0))
         while pending:
             yield self.answer(pending.pop(0))
+
+    def fill(self, wanted: Mapping[str, Sequence[Scheme]]) -> Generator[str, None, None]:
+        """There is no bank: nothing to wait for."""
+        yield from wanted
 
     def close(self) -> None:
         """Nothing to free."""

@@ -11,7 +11,9 @@ from torch import nn
 
 from autocompress.core import Quality
 from autocompress.core.errors import UsageError
-from autocompress.export import Manifest, is_export, load, stored_bytes
+from autocompress.export import Manifest, is_export, stored_bytes
+from autocompress.export.exporter import Exporter
+from autocompress.export.formats import EXPORTERS
 from autocompress.models import load_base_model
 from autocompress.workflows.session import EXACT_DTYPE, QUIET, Progress, Session, open_session
 from autocompress.workflows.settings import SearchSettings, resolve_model
@@ -138,8 +140,7 @@ def _measure(model: str, session: Session, under: _Conditions, exported: bool) -
 def _load(model: str, session: Session, base: nn.Module, dtype: str, exported: bool) -> nn.Module:
     device = session.settings.device
     if exported:
-        module: nn.Module = load(Path(model), dtype=dtype, device=device)
-        return module
+        return _exporter(Path(model)).load(Path(model), dtype=dtype, device=device)
     if resolve_model(model) == resolve_model(session.settings.model):
         return base
     return load_base_model(
@@ -147,8 +148,14 @@ def _load(model: str, session: Session, base: nn.Module, dtype: str, exported: b
     ).module
 
 
+def _exporter(path: Path) -> Exporter:
+    return EXPORTERS[Manifest.read(path).checkpoint_format]
+
+
 def _bytes_of(model: str, session: Session, exported: bool) -> int:
-    if exported or Path(resolve_model(model)).is_dir():
+    if exported:
+        return _exporter(Path(model)).stored_bytes(Path(model))
+    if Path(resolve_model(model)).is_dir():
         return stored_bytes(Path(resolve_model(model)))
     if resolve_model(model) == session.base.source:
         return session.base.layout.base_bytes

@@ -10,11 +10,12 @@ from typing import Any
 
 from autocompress.bank import Bank
 from autocompress.core import Allocation
-from autocompress.core.errors import NoAnswerError, UsageError, nearest
-from autocompress.export import Manifest, run_fresh_process, write_dense, write_packed
+from autocompress.core.errors import NoAnswerError, UsageError
+from autocompress.export import Manifest, run_fresh_process
 from autocompress.export.directory import require_free
+from autocompress.export.exporter import Exporter, require, require_model, require_packages
+from autocompress.export.formats import EXPORTERS
 from autocompress.fronts.document import FrontDocument, Member, find_member
-from autocompress.methods import decode
 from autocompress.workflows.rebuild import rebuilt_bank, sequential_statistics
 from autocompress.workflows.session import (
     QUIET,
@@ -26,12 +27,6 @@ from autocompress.workflows.session import (
 from autocompress.workflows.settings import StudyRecord, cache_directory
 
 _log = logging.getLogger(__name__)
-
-FORMATS = ("packed", "dense")
-
-# The packed layers decode to the very matrices that the search measured, so a reload differs only
-# by the order of floating-point sums (threads, kernels).
-RETAINED_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,28 +78,30 @@ def export_member(
         directory: run directory.
         member_id: id, unambiguous start of an id, or name of a baseline.
         out: directory to write; must not exist or be empty.
-        checkpoint_format: ``packed`` (bit-packed, as small as claimed) or ``dense`` (decoded
-            weights in the base dtype, for tools that know nothing of this format).
+        checkpoint_format: name of an export format, e.g. ``packed`` (bit-packed, as small as
+            claimed) or ``dense`` (decoded weights in the base dtype).
         verify: reload in a fresh process and measure again on the report tokens.
         progress: told when a long step starts.
 
     Raises:
+        UsageError: there is no such format, its packages are not installed, or it cannot hold the
+            model or a layer of the member; nothing is written then.
         NoAnswerError: the reload does not reproduce the claim; the export is left in place and
             its manifest says so.
     """
-    if checkpoint_format not in FORMATS:
-        raise UsageError(
-            f"Unknown --format {checkpoint_format!r}. {nearest(checkpoint_format, FORMATS)}"
-        )
+    exporter = EXPORTERS[checkpoint_format]
+    require_packages(exporter)
     require_free(out)
     member = find_member(FrontDocument.read(directory), member_id)
     record = StudyRecord.read(directory)
     session = open_session(record.settings, cache_directory(record.settings, directory), progress)
     require_same_model(session, record)
-    _write(session, record, member, out, checkpoint_format)
+    require_model(exporter, session.base)
+    require(exporter, session.base.layout, Allocation.from_json(member.allocation))
+    _write(session, record, member, out, exporter)
     if not verify:
         return Written(out, None)
-    verification = verify_export(member, out, checkpoint_format, progress)
+    verification = verify_export(member, out, exporter, progress)
     Manifest.read(out).with_verification(verification.to_json()).write(out)
     if not verification.passed:
         failed = ", ".join(name for name, *_, agrees in verification.rows if not agrees)
@@ -116,7 +113,7 @@ def export_member(
 
 
 def _write(
-    session: Session, record: StudyRecord, member: Member, out: Path, checkpoint_format: str
+    session: Session, record: StudyRecord, member: Member, out: Path, exporter: Exporter
 ) -> None:
     allocation = Allocation.from_json(member.allocation)
     bank = _bank_of(session, record, member)
@@ -131,11 +128,7 @@ def _write(
         "resources": {name: r.to_json() for name, r in member.resources.items()},
         "measured": measured_on(session, record),
     }
-    if checkpoint_format == "packed":
-        write_packed(session.base, weights, out, claim=claim)
-    else:
-        dense = {name: decode(w.tensors, w.scheme, w.shape, w.dtype) for name, w in weights.items()}
-        write_dense(session.base, dense, allocation, out, claim=claim)
+    exporter.write(session.base, weights, out, claim=claim)
 
 
 def _bank_of(session: Session, record: StudyRecord, member: Member) -> Bank:
@@ -170,18 +163,24 @@ def measured_on(session: Session, record: StudyRecord) -> Mapping[str, Any]:
 
 
 def verify_export(
-    member: Member, out: Path, checkpoint_format: str, progress: Progress
+    member: Member, out: Path, exporter: Exporter, progress: Progress
 ) -> Verification:
-    """Load in a fresh process, measure on the report tokens, compare with the claim."""
+    """Load in a fresh process, measure on the report tokens, compare with the claim.
+
+    The bytes are compared with those that the search claimed where the format is as small as that,
+    else with those of the manifest.
+    """
     progress.step("Reloading in a fresh process and measuring again")
     answer = run_fresh_process("autocompress.workflows.remeasure", {"checkpoint": str(out)})
     retained = float(answer["quality"]["retained"])
     claimed = member.quality.retained
-    rows = [("retained", claimed, retained, abs(claimed - retained) <= RETAINED_TOLERANCE)]
-    if checkpoint_format == "packed":
-        stored = int(answer["storage_bytes"])
-        rows.append(("storage_bytes", member.storage_bytes, stored, stored == member.storage_bytes))
-    return Verification(tuple(rows))
+    stored, written = int(answer["storage_bytes"]), Manifest.read(out).storage_bytes
+    expected = member.storage_bytes if exporter.claims_bytes else written
+    rows = (
+        ("retained", claimed, retained, abs(claimed - retained) <= exporter.tolerance),
+        ("storage_bytes", expected, stored, stored == expected),
+    )
+    return Verification(rows)
 
 
 def require_same_model(session: Session, record: StudyRecord) -> None:

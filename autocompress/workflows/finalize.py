@@ -107,10 +107,22 @@ def finalize_member(directory: Path, member_id: str, *, progress: Progress = QUI
         TrialError: the rebuilt model cannot be measured.
     """
     document = FrontDocument.read(directory)
-    member = _member_to_rebuild(document, member_id)
+    _ = _member_to_rebuild(document, member_id)  # before the model is loaded
     record = StudyRecord.read(directory)
     session = open_session(record.settings, cache_directory(record.settings, directory), progress)
     require_same_model(session, record)
+    return finalize_in(session, record, directory, document, member_id)
+
+
+def finalize_in(
+    session: Session,
+    record: StudyRecord,
+    directory: Path,
+    document: FrontDocument,
+    member_id: str,
+) -> Finalization:
+    """`finalize_member` of the run that `session` and `record` are of."""
+    member = _member_to_rebuild(document, member_id)
     case = _Case(directory, document, member, session, record)
     pair = _rebuild(case)
     finalized = _compare(case, pair)

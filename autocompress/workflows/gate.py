@@ -100,11 +100,14 @@ def _picked(
 
 def _exported(path: Path) -> Candidate:
     # The manifest reader pulls in no torch; sizes come from the files' headers.
-    from autocompress.export.manifest import Manifest, is_export, stored_bytes
+    from autocompress.export.formats import EXPORTERS
+    from autocompress.export.manifest import Manifest, is_export
 
     if not is_export(path):
         raise RunDirectoryError(
             f"A gate judges a run directory (with {FRONT_FILE}) or an export, but {path} is "
             "neither. Next step: give the --out directory of `autocompress search` or `export`."
         )
-    return Candidate.of_claim(Manifest.read(path).claim, storage_bytes=stored_bytes(path))
+    manifest = Manifest.read(path)
+    stored = EXPORTERS[manifest.checkpoint_format].stored_bytes(path)
+    return Candidate.of_claim(manifest.claim, storage_bytes=stored)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autocompress.core.errors import RunDirectoryError
+from autocompress.core.files import write_atomically
 from autocompress.search.option_table import OptionTable
 from autocompress.spaces import SearchSpace
 
@@ -27,10 +28,8 @@ class Predictions:
             RunDirectoryError: the directory cannot be written.
         """
         document = {"space": self.space.to_json(), "table": self.table.to_json()}
-        temporary = directory / f".{PREDICTIONS}.tmp"
         try:
-            temporary.write_text(json.dumps(document), encoding="utf-8")
-            temporary.replace(directory / PREDICTIONS)
+            write_atomically(directory / PREDICTIONS, json.dumps(document))
         except OSError as error:
             raise RunDirectoryError(
                 f"The run directory {directory} cannot be written ({error.strerror or error})."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from autocompress.fronts.document import FrontDocument, Member, find_member, parse_bytes
 from autocompress.fronts.document import pick as pick_member
@@ -35,15 +35,22 @@ class RunMember:
         self,
         out: str | Path,
         *,
-        checkpoint_format: Literal["packed", "dense"] = "packed",
+        checkpoint_format: str = "packed",
         verify: bool = True,
     ) -> Path:
         """Write the member as a checkpoint and reload it in a fresh process.
+
+        Args:
+            out: directory to write; must not exist or be empty.
+            checkpoint_format: ``packed``, ``dense``, ``compressed-tensors``, … as for
+                ``autocompress export --format``.
+            verify: reload and measure again.
 
         Returns:
             The directory that was written.
 
         Raises:
+            UsageError: the format is unknown or cannot hold the member.
             NoAnswerError: the reloaded checkpoint does not reproduce the claimed bytes or quality.
             RunDirectoryError: `out` is not empty or cannot be written.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from contextlib import closing
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.core import TrialResult
-from autocompress.core.errors import RunDirectoryError, UsageError
+from autocompress.core.errors import AutocompressError, RunDirectoryError, UsageError
+from autocompress.fronts import FrontDocument, parse_bytes, pick
 from autocompress.report.progress import StudyProgress
 from autocompress.search import (
     SAMPLERS,
     Budget,
+    Driver,
     Journal,
     Mirror,
     Spent,
@@ -28,6 +31,7 @@ from autocompress.workflows.contexts import (
     report_driver,
     search_context,
 )
+from autocompress.workflows.finalize import finalize_in
 from autocompress.workflows.predictions import Predictions
 from autocompress.workflows.publish import front_document, measure_on_report_tokens, shortlist
 from autocompress.workflows.report import write_provenance, write_report
@@ -41,6 +45,8 @@ from autocompress.workflows.settings import (
     require_same_study,
 )
 
+_log = logging.getLogger(__name__)
+
 MIRROR = "optuna.log"
 INTERRUPTED = "interrupted: publishing what is finished (Ctrl-C again to stop at once)"
 
@@ -49,6 +55,7 @@ def search(
     model: str,
     *,
     space: str = "joint",
+    target: str = "any",
     data: str = "auto",
     task: str = "auto",
     sampler: str = "guided",
@@ -72,6 +79,8 @@ def search(
     token_weighting: str = "gradient",
     cache: str | Path | None = None,
     bank_size: str | None = None,
+    aim: Sequence[str] = (),
+    finalize: bool = True,
     progress: bool = False,
 ) -> Run:
     """Search compressed versions of a model; the Python twin of ``autocompress search``.
@@ -79,6 +88,8 @@ def search(
     Args:
         model: directory, hub id or ``package:NAME/FOLDER``.
         space: name of a shipped search space, or path of a YAML file.
+        target: where the compressed model is to run (``any``, ``transformers``, ``vllm``): options
+            of the space that cannot run there are left out.
         data: file, `datasets` directory, hub name or built-in; ``auto`` for the task's default.
         task: name of a task; ``auto`` reads it from the model's config.
         sampler: ``guided`` or another one that ``autocompress samplers`` lists.
@@ -102,6 +113,8 @@ def search(
         token_weighting: ``gradient`` or ``none``: how tokens count in layer statistics.
         cache: directory of statistics and bank; by default in `out`; runs may share one.
         bank_size: largest size of the bank on disk, e.g. ``20GB``.
+        aim: sizes like ``60MB`` at which the best model is wanted most; by default the baselines'.
+        finalize: rebuild the member of best cost efficiency with more care at the end.
         progress: draw progress bars on stderr.
 
     Raises:
@@ -110,7 +123,7 @@ def search(
         TrialError: every trial failed.
     """
     settings = SearchSettings(
-        model=model, task=task, data=data, space=space, sampler=sampler,
+        model=model, task=task, data=data, space=space, target=target, sampler=sampler,
         budget=(budget,) if isinstance(budget, str) else tuple(budget), driver=driver,
         workers=workers, gpus_per_worker=gpus_per_worker, address=address, seed=seed,
         device=device, dtype=dtype, calibration_tokens=calibration_tokens,
@@ -118,7 +131,7 @@ def search(
         sequence_length=sequence_length, trial_timeout_seconds=trial_timeout,
         device_profile=device_profile, trust_remote_code=trust_remote_code,
         token_weighting=token_weighting, cache=None if cache is None else str(cache),
-        bank_size=bank_size,
+        bank_size=bank_size, aim=tuple(aim), finalize=finalize,
     )  # fmt: skip
     return run_search(settings, None if out is None else Path(out), resume, show_progress=progress)
 
@@ -128,6 +141,7 @@ def run_search(
 ) -> Run:
     """Run or resume a search; see `search` for arguments and errors."""
     budget = Budget.parse(settings.budget)
+    aims = [parse_bytes(size) for size in settings.aim]
     sampler_class = SAMPLERS[settings.sampler]
     directory = _run_directory(settings, out, resume)
     old = StudyRecord.read(directory) if resume else None
@@ -143,9 +157,10 @@ def run_search(
             Mirror(directory / MIRROR, space, journal.read()) as mirror,
         ):
             context = search_context(session, record)
-            table = _table(session, context, directory) if sampler_class.needs_table else None
-            sampler = sampler_class(space, seed=settings.seed, table=table)
             with closing(make_driver(settings, context)) as driver:
+                needs_table = sampler_class.needs_table
+                table = _table(session, context, driver, directory) if needs_table else None
+                sampler = sampler_class(space, seed=settings.seed, table=table, aims=aims)
                 study = Study(
                     space, sampler, driver, journal, budget, mirror=mirror, progress=shown.trial
                 )
@@ -153,12 +168,15 @@ def run_search(
                 spent = study.spent
         if study.interrupted:
             shown.step(INTERRUPTED)
-        return _publish(session, record, results, spent, directory)
+        run = _publish(session, record, results, spent, directory)
+        if settings.finalize and not study.interrupted:
+            return _finalized(run, session, record)
+        return run
 
 
-def _table(session: Session, context: TrialContext, directory: Path) -> OptionTable:
-    """The option table of the study, kept in its directory too."""
-    table = session.option_table(context.bank, session.searched_curvature)
+def _table(session: Session, context: TrialContext, driver: Driver, directory: Path) -> OptionTable:
+    """The option table of the study, filled by its workers and kept in its directory too."""
+    table = session.option_table(context.bank, session.searched_curvature, driver.fill)
     Predictions(session.space, table).write(directory)
     return table
 
@@ -176,6 +194,22 @@ def _publish(
     write_provenance(to, _facts(session, record))
     write_report(to)
     return Run(to, document)
+
+
+def _finalized(run: Run, session: Session, record: StudyRecord) -> Run:
+    """The run with its picked member rebuilt, if that is possible and better."""
+    directory, document = run.directory, run.document
+    try:
+        member = pick(document)
+        done = finalize_in(session, record, directory, document, member.id)
+    except AutocompressError as error:
+        _log.info("No member was finalized: %s", error)
+        return run
+    except KeyboardInterrupt:
+        session.progress.step("interrupted: the front stays as it was measured")
+        return run
+    session.progress.step(f"Finalized {member.id[:8]}: {done.summary.splitlines()[-1]}")
+    return Run(directory, FrontDocument.read(directory))
 
 
 def _facts(session: Session, record: StudyRecord) -> dict[str, Any]:

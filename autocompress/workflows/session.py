@@ -7,16 +7,17 @@ every verb that opens the same settings sees the same model and the same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from autocompress.bank import Bank
-from autocompress.core import Allocation, LayerSpec, digest
+from autocompress.core import Allocation, LayerSpec, Scheme, digest
 from autocompress.core.errors import DataError
 from autocompress.cost import PROFILES, CostModel
 from autocompress.evaluate import (
@@ -33,6 +34,7 @@ from autocompress.evaluate import (
     make_splits,
     plan_forward,
 )
+from autocompress.export.targets import space_for
 from autocompress.fronts import parse_bytes
 from autocompress.methods import CompressedWeight, LayerStatistics, Needs, needs
 from autocompress.models import (
@@ -40,6 +42,7 @@ from autocompress.models import (
     StatisticsStore,
     collect_curvature,
     collect_statistics,
+    holds_curvature,
     weight_matrix,
 )
 from autocompress.models.curvature_pass import TEMPERING
@@ -49,9 +52,9 @@ from autocompress.models.loading import (
     load_config,
     load_processor,
 )
-from autocompress.search.build_table import build_option_table
+from autocompress.search.build_table import Fill, build_option_table
 from autocompress.search.option_table import OptionTable
-from autocompress.spaces import SearchSpace, load_space
+from autocompress.spaces import SearchSpace
 from autocompress.workflows.settings import SearchSettings, resolve_model
 
 
@@ -104,8 +107,8 @@ class Session:
 
     @cached_property
     def space(self) -> SearchSpace:
-        """The search space, resolved against this model."""
-        return load_space(self.settings.space, self.base.layout.layers)
+        """The search space, resolved against this model and restricted to the target."""
+        return space_for(self.settings.target, self.settings.space, self.base)
 
     @cached_property
     def cost(self) -> CostModel:
@@ -198,6 +201,8 @@ class Session:
         facts = ["curvature", 1, self.base.digest, split.digest, EXACT_DTYPE, empirical, seed]
         key = digest([*facts, TEMPERING])
         store = CurvatureStore(self.cache / "curvature" / key)
+        if holds_curvature(store, self.base.layout, layers):
+            return store
         self.progress.step(f"Differentiating the model on {split.n_tokens:,} calibration tokens")
         module = self.compute_module(EXACT_DTYPE)
         collect_curvature(
@@ -217,9 +222,23 @@ class Session:
         """Curvature at every searched layer, by labels that the model samples."""
         return self.curvature(self.space.searched_layers)
 
-    def option_table(self, bank: Bank, curvature: CurvatureStore) -> OptionTable:
-        """Predicted damage and costs of every option of the space; fills the bank on the way."""
-        self.progress.step("Compressing every layer with every option")
+    def option_table(
+        self, bank: Bank, curvature: CurvatureStore, fill: Fill | None = None
+    ) -> OptionTable:
+        """Predicted damage and costs of every option of the space, kept in the cache.
+
+        Args:
+            bank: of this session; filled on the way, unless the cache holds the table.
+            curvature: at every searched layer.
+            fill: compresses into the bank, e.g. `Driver.fill`; None for threads of this process.
+        """
+        n_threads = torch.get_num_threads() if self.settings.device == "cpu" else 1
+        fill = fill or partial(bank.fill_by_layer, n_threads=n_threads)
+
+        def announced(wanted: Mapping[str, Sequence[Scheme]]) -> Generator[str, None, None]:
+            self.progress.step("Compressing every layer with every option")
+            return fill(wanted)
+
         return build_option_table(
             self.space,
             self.base.layout,
@@ -227,6 +246,7 @@ class Session:
             curvature=curvature.get,
             cost=self.cost,
             weights=self.weights,
+            fill=announced,
             cache=self.cache / "tables",
             progress=self.progress.advance,
         )

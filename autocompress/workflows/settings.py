@@ -16,6 +16,8 @@ from autocompress.core.errors import (
     UsageError,
     nearest,
 )
+from autocompress.core.files import write_atomically
+from autocompress.export.targets import TARGETS
 
 STUDY_FILE = "study.yaml"
 _PACKAGE = "package:"
@@ -32,6 +34,7 @@ class SearchSettings:
         data: a file, a `datasets` directory or hub name, or a built-in (``python-docs``,
             ``digits``); ``auto`` takes the task's own default.
         space: name of a shipped search space or path of a YAML file.
+        target: where the compressed model is to run; the space loses what cannot run there.
         sampler: name of a sampler, see ``autocompress samplers``.
         budget: limits, each like ``200 trials``, ``30m`` or ``2e6 tokens``; the first one reached
             ends the search.
@@ -54,12 +57,16 @@ class SearchSettings:
         cache: directory of statistics, bank and option tables; None: in the run directory. Runs
             may share one.
         bank_size: largest size of the bank on disk, e.g. ``20GB``; None for the default.
+        aim: sizes, each like ``60MB``, at which the best model is wanted most; without any, those
+            of the baselines.
+        finalize: rebuild the member that a pick by cost efficiency gives, once the search ended.
     """
 
     model: str
     task: str = "auto"
     data: str = "auto"
     space: str = "joint"
+    target: str = "any"
     sampler: str = "guided"
     budget: tuple[str, ...] = ("100 trials",)
     driver: str = "local"
@@ -79,12 +86,15 @@ class SearchSettings:
     token_weighting: str = "gradient"
     cache: str | None = None
     bank_size: str | None = None
+    aim: tuple[str, ...] = ()
+    finalize: bool = True
 
     def __post_init__(self) -> None:
         for name in ("workers", "calibration_tokens", "search_tokens", "report_tokens"):
             _require_at_least(name, getattr(self, name), 1)
         _require_at_least("sequence_length", self.sequence_length, 8)
         _require_at_least("gpus_per_worker", self.gpus_per_worker, 0)
+        _require_one_of("target", self.target, tuple(TARGETS))
         _require_one_of("driver", self.driver, ("local", "ray"))
         _require_one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _require_one_of("token_weighting", self.token_weighting, ("gradient", "none"))
@@ -96,7 +106,7 @@ class SearchSettings:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back to an equal value."""
-        return {**asdict(self), "budget": list(self.budget)}
+        return {**asdict(self), "budget": list(self.budget), "aim": list(self.aim)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SearchSettings:
@@ -106,7 +116,8 @@ class SearchSettings:
             if name not in known:
                 raise UsageError(f"Unknown setting {name!r}. {nearest(name, known)}")
         # Runs of version 0.1 do not say how tokens counted: all alike.
-        return cls(**{"token_weighting": "none", **data, "budget": tuple(data["budget"])})
+        lists = {"budget": tuple(data["budget"]), "aim": tuple(data.get("aim", ()))}
+        return cls(**{"token_weighting": "none", **data, **lists})
 
     def with_resolved(self, *, task: str, data: str) -> SearchSettings:
         """The same settings with `auto` replaced by what it stood for."""
@@ -124,6 +135,7 @@ _MAY_CHANGE_ON_RESUME = frozenset(
         "trial_timeout_seconds",
         "cache",
         "bank_size",
+        "finalize",
     }
 )
 
@@ -162,9 +174,7 @@ class StudyRecord:
             {"settings": self.settings.to_json(), "resolved": dict(self.resolved)},
             sort_keys=False,
         )
-        temporary = directory / f".{STUDY_FILE}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(directory / STUDY_FILE)
+        write_atomically(directory / STUDY_FILE, text)
 
     @classmethod
     def read(cls, directory: Path) -> StudyRecord:

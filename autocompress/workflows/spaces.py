@@ -5,19 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 from autocompress.evaluate import TASKS, detect_task
+from autocompress.export.targets import space_for
 from autocompress.models import load_base_model, load_config
-from autocompress.spaces import load_space
 from autocompress.workflows.settings import resolve_model
 
 
-def describe_space(name: str, model: str, task: str = "auto") -> dict[str, Any]:
+def describe_space(
+    name: str, model: str, task: str = "auto", target: str = "any"
+) -> dict[str, Any]:
     """How many layers, choices, options and combinations space `name` gives on `model`.
 
+    Options that cannot run on `target` are left out.
+
     Raises:
-        SpaceError: no such space, or it does not fit the model.
+        SpaceError: it does not fit the model or the target.
+        UnknownNameError: no such space or target.
         ModelError: the model cannot be loaded.
     """
     source = resolve_model(model)
     task_name = detect_task(load_config(source), source) if task == "auto" else task
-    layout = load_base_model(source, TASKS[task_name].auto_class).layout
-    return load_space(name, layout.layers).summary()
+    base = load_base_model(source, TASKS[task_name].auto_class)
+    return space_for(target, name, base).summary()

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from autocompress.core import Bar, TrialStatus
+from autocompress.core import Bar, Scheme, TrialStatus
 from autocompress.drivers.local import LocalDriver
 from autocompress.search.racing import Racing
 from autocompress.search.run_trial import run_trial
 from autocompress.testing.driver_contract import (
+    WIDTHS,
     DriverContract,
     scripted,
     scripted_context,
@@ -75,6 +76,22 @@ class TestRayDriver(DriverContract):
         assert results[0].status is TrialStatus.FAILED
         assert [value_of(r) for r in results[1:]] == [value_of(r) for r in expected]
 
+    def test_a_worker_that_dies_over_a_layer_is_replaced_and_the_layer_tried_again(self, tmp_path):
+        context = scripted_context(tmp_path)
+        wanted = {"first": (Scheme.parse("crash_once"), *WIDTHS), "second": WIDTHS}
+        with closing(self.make_driver(context)) as driver:
+            assert sorted(driver.fill(wanted)) == ["first", "second"]
+        assert all(context.bank.path(name, s).is_file() for name in wanted for s in WIDTHS)
+
+    def test_a_layer_that_always_kills_its_worker_is_left_to_who_asks(self, tmp_path):
+        context = scripted_context(tmp_path)
+        wanted = {"first": (Scheme.parse("crash"), *WIDTHS), "second": WIDTHS}
+        with closing(self.make_driver(context)) as driver:
+            assert sorted(driver.fill(wanted)) == ["first", "second"]
+            assert all(r.is_complete for r in self.results(driver, [scripted(0, "rtn(bits=4)")]))
+        assert all(context.bank.path("second", scheme).is_file() for scheme in WIDTHS)
+        assert not context.bank.path("first", WIDTHS[0]).is_file()
+
     def test_a_bank_directory_that_cannot_be_used_is_done_without(self, tmp_path):
         blocked = tmp_path / "file"
         blocked.write_text("a file where the bank's directory should be")
@@ -93,7 +110,9 @@ def test_a_ray_worker_measures_what_this_process_measures(one_ray, tmp_path):
     bar = Bar(2, run_trial(requests[2], context=other).damages)
     requests.append(replace(requests[0], number=3, bar=bar))
     with closing(RayDriver(one, workers=1)) as driver:
+        assert list(driver.fill({"second": WIDTHS})) == ["second"]
         results = list(driver.run(iter(requests)))
+    assert all(one.bank.path("second", scheme).is_file() for scheme in WIDTHS)
     expected = list(LocalDriver(other).run(iter(requests)))
     assert [value_of(r) for r in results] == [value_of(r) for r in expected]
     assert [r.status for r in results] == [*[TrialStatus.COMPLETE] * 3, TrialStatus.EARLY_STOPPED]

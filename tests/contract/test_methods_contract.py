@@ -34,14 +34,52 @@ EXAMPLES = {
         },
     ),
     "magnitude": MethodExamples(
-        schemes=("magnitude", "magnitude(sparsity=0.01)", "magnitude(sparsity=0.99)"),
+        schemes=(
+            "magnitude",
+            "magnitude(sparsity=0.01)",
+            "magnitude(sparsity=0.99)",
+            "magnitude(pattern=1:2,refit=true)",
+        ),
         ladder=tuple(f"magnitude(sparsity=0.{tenths})" for tenths in (9, 7, 5, 3, 1)),
-        bad_options={"sparsity": "magnitude(sparsity=1.0)"},
+        bad_options={
+            "sparsity": "magnitude(sparsity=1.0)",
+            "pattern": "magnitude(pattern=4:4)",
+        },
     ),
     "wanda": MethodExamples(
-        schemes=("wanda", "wanda(sparsity=0.02)", "svd_llm(rank=10)+wanda(sparsity=0.5)"),
+        schemes=(
+            "wanda",
+            "wanda(sparsity=0.02)",
+            "svd_llm(rank=10)+wanda(sparsity=0.5)",
+            "wanda(pattern=2:4,refit=true)+gptq(bits=4)",
+            "wanda(sparsity=0.7,refit=true)+rtn",
+        ),
         ladder=tuple(f"wanda(sparsity=0.{tenths})" for tenths in (9, 7, 5, 3, 1)),
-        bad_options={"sparsity": "wanda(sparsity=0.0)"},
+        bad_options={"sparsity": "wanda(sparsity=0.0)", "pattern": "wanda(pattern=2)"},
+    ),
+    "sparsegpt": MethodExamples(
+        schemes=(
+            "sparsegpt",
+            "sparsegpt(pattern=2:4)+gptq(bits=4)",
+            "sparsegpt(sparsity=0.7,refit=true)",
+            "svd_llm(rank=10)+sparsegpt(sparsity=0.4)+rtn",
+            "hadamard+sparsegpt+gptq(bits=3)+eora(rank=2)",
+        ),
+        ladder=tuple(f"sparsegpt(sparsity=0.{tenths})" for tenths in (9, 7, 5, 3, 1)),
+        bad_options={"sparsity": "sparsegpt(sparsity=1.5)", "pattern": "sparsegpt(pattern=0:4)"},
+    ),
+    "obs_block": MethodExamples(
+        schemes=(
+            "obs_block",
+            "obs_block(sparsity=0.9,block=7,recomputations=3)+gptq(bits=4)",
+            "svd(rank=9)+obs_block(block=1)+rtn(bits=6)",
+        ),
+        ladder=tuple(f"obs_block(sparsity=0.{tenths})" for tenths in (9, 7, 5, 3, 1)),
+        bad_options={
+            "sparsity": "obs_block(sparsity=0.0)",
+            "block": "obs_block(block=0)",
+            "recomputations": "obs_block(recomputations=65)",
+        },
     ),
     "svd": MethodExamples(
         schemes=("svd(rank=1)", "svd(rank=17)", "svd(rank=8)+wanda(sparsity=0.4)+rtn"),
@@ -61,7 +99,7 @@ EXAMPLES = {
             "hadamard+svd_llm(rank=9)+rtn(bits=6)",
         ),
         ladder=tuple(f"hadamard+gptq(bits={bits},group_size=0)" for bits in (2, 3, 4, 8)),
-        bad_options={"seed": "hadamard(seed=1.5)"},
+        bad_options={"seed": "hadamard(seed=-1)"},
     ),
     "eora": MethodExamples(
         schemes=(
@@ -81,6 +119,188 @@ EXAMPLES = {
         ),
         ladder=("rtn(bits=4)+int_inputs", "rtn(bits=8)+int_inputs", "int_inputs"),
         bad_options={"bits": "int_inputs(bits=16)"},
+    ),
+    "cast": MethodExamples(
+        schemes=(
+            "cast",
+            "cast(dtype=float16)",
+            "wanda(sparsity=0.5)+cast",
+            "magnitude(sparsity=0.02)+cast",
+            "svd(rank=9)+cast(dtype=float16)",
+        ),
+        ladder=("cast(dtype=bfloat16)", "cast(dtype=float16)"),
+        bad_options={"dtype": "cast(dtype=float32)"},
+    ),
+    "fp8": MethodExamples(
+        schemes=(
+            "fp8",
+            "fp8(format=e5m2,group_size=16)",
+            "wanda(sparsity=0.5)+fp8",
+            "magnitude(sparsity=0.02)+fp8(group_size=32)",
+            "svd_llm(rank=9)+fp8",
+        ),
+        ladder=("fp8(format=e5m2)", "fp8(format=e4m3)", "fp8(group_size=8)"),
+        bad_options={"format": "fp8(format=e3m4)", "group_size": "fp8(group_size=-1)"},
+    ),
+    "mxfp4": MethodExamples(
+        schemes=(
+            "mxfp4",
+            "wanda(sparsity=0.6)+mxfp4",
+            "magnitude(sparsity=0.02)+mxfp4",
+            "svd_llm(rank=9)+mxfp4",
+            "hadamard+mxfp4+eora(rank=2)",
+        ),
+        ladder=("mxfp4", "mxfp4+eora(rank=4)", "fp8(group_size=32)"),
+        bad_options={"group_size": "mxfp4(group_size=16)"},
+    ),
+    "nvfp4": MethodExamples(
+        schemes=(
+            "nvfp4",
+            "wanda(sparsity=0.6)+nvfp4",
+            "magnitude(sparsity=0.02)+nvfp4",
+            "svd_llm(rank=9)+nvfp4",
+            "hadamard+nvfp4+eora(rank=2)",
+        ),
+        ladder=("nvfp4", "nvfp4+eora(rank=4)", "fp8(group_size=16)"),
+        bad_options={"group_size": "nvfp4(group_size=32)"},
+    ),
+    "nf4": MethodExamples(
+        schemes=(
+            "nf4",
+            "nf4(group_size=16,double_quantization=false)",
+            "nf4(group_size=0)",
+            "wanda(sparsity=0.6)+nf4(group_size=5)",
+            "magnitude(sparsity=0.02)+nf4",
+            "svd_llm(rank=9)+nf4",
+        ),
+        ladder=tuple(f"nf4(group_size={size})" for size in (0, 16, 4)),
+        bad_options={
+            "group_size": "nf4(group_size=-64)",
+            "double_quantization": "nf4(double_quantization=2)",
+        },
+    ),
+    "binary": MethodExamples(
+        schemes=("binary", "binary(group_size=0)", "svd(rank=9)+binary(group_size=5)"),
+        ladder=tuple(f"binary(group_size={size})" for size in (0, 16, 4)),
+        bad_options={"group_size": "binary(group_size=-1)"},
+    ),
+    "ternary": MethodExamples(
+        schemes=(
+            "ternary",
+            "ternary(group_size=0)",
+            "wanda(sparsity=0.7)+ternary(group_size=16)",
+            "magnitude(sparsity=0.02)+ternary",
+            "svd(rank=9)+ternary(group_size=5)",
+        ),
+        ladder=tuple(f"ternary(group_size={size})" for size in (0, 16, 4)),
+        bad_options={"group_size": "ternary(group_size=-1)"},
+    ),
+    "hqq": MethodExamples(
+        schemes=(
+            "hqq",
+            "hqq(bits=3,group_size=0)",
+            "hqq(bits=5,group_size=7,iterations=0)",
+            "hadamard+hqq(bits=2)",
+            "svd(rank=9)+hqq(bits=6,group_size=16)",
+        ),
+        ladder=tuple(f"hqq(bits={bits},group_size=32)" for bits in range(2, 9)),
+        bad_options={
+            "bits": "hqq(bits=9)",
+            "group_size": "hqq(group_size=-1)",
+            "iterations": "hqq(iterations=-1)",
+        },
+    ),
+    "kmeans": MethodExamples(
+        schemes=(
+            "kmeans",
+            "kmeans(bits=4,compensate=false)",
+            "wanda(sparsity=0.6)+kmeans(bits=4)",
+            "magnitude(sparsity=0.05)+kmeans(bits=2,compensate=false)",
+            "svd_llm(rank=12)+kmeans(bits=3,iterations=0)",
+        ),
+        ladder=tuple(f"kmeans(bits={bits})" for bits in range(2, 7)),
+        bad_options={"bits": "kmeans(bits=7)", "iterations": "kmeans(iterations=-1)"},
+    ),
+    "product": MethodExamples(
+        schemes=(
+            "product(block=2,codewords=16)",
+            "product(block=8,seed=4)",
+            "hadamard+product(block=4,codewords=64,iterations=2)",
+            "svd_llm(rank=16)+product(block=2,codewords=32)",
+        ),
+        ladder=tuple(f"product(block=4,codewords={k})" for k in (16, 32, 64, 128, 256)),
+        bad_options={
+            "block": "product(block=3)",
+            "codewords": "product(codewords=100)",
+            "iterations": "product(block=2,iterations=-1)",
+        },
+    ),
+    "subgroup": MethodExamples(
+        schemes=(
+            "subgroup(bands=4)",
+            "subgroup(bands=2,average=5.5,group_size=0)",
+            "subgroup(bits=4-2-0-4)",
+            "subgroup(bits=0-8,group_size=16)",
+            "hadamard+subgroup(bands=4)",
+            "svd_llm(rank=12)+subgroup(bands=4)",
+        ),
+        ladder=tuple(f"subgroup(bands=4,average={a})" for a in (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)),
+        bad_options={
+            "bits": "subgroup(bits=4-3)",
+            "bands": "subgroup(bands=1)",
+            "average": "subgroup(average=9.0)",
+            "group_size": "subgroup(group_size=-2)",
+        },
+    ),
+    "awq": MethodExamples(
+        schemes=(
+            "awq",
+            "awq(search=5)+gptq(bits=3,group_size=16)",
+            "awq(search=2)+wanda(sparsity=0.5)+rtn",
+            "awq(search=2)+svd_llm(rank=9)+rtn(bits=6)",
+            "awq(search=2)+gptq(bits=3)+eora(rank=2)",
+        ),
+        ladder=tuple(f"awq(search=5)+gptq(bits={bits},group_size=0)" for bits in (2, 3, 4, 8)),
+        bad_options={"search": "awq(search=1)"},
+    ),
+    "asvd": MethodExamples(
+        schemes=("asvd(rank=1)", "asvd(rank=17,alpha=1)", "asvd(rank=8)+rtn(symmetric=false)"),
+        ladder=tuple(f"asvd(rank={rank})" for rank in (1, 4, 9, 17)),
+        bad_options={"rank": "asvd(rank=0)", "alpha": "asvd(alpha=1.5)"},
+    ),
+    "lq_lora": MethodExamples(
+        schemes=(
+            "gptq(bits=3)+lq_lora(rank=4)",
+            "lq_lora(rank=36,bits=8)",
+            "hadamard+wanda(sparsity=0.5)+rtn+lq_lora(rank=3,bits=4,iterations=2)",
+            "awq(search=2)+rtn(bits=3)+lq_lora(rank=2,iterations=1)",
+        ),
+        ladder=tuple(f"rtn(bits=3)+lq_lora(rank={rank})" for rank in (1, 4, 9, 17, 30)),
+        bad_options={
+            "rank": "lq_lora(rank=0)",
+            "bits": "lq_lora(bits=3)",
+            "iterations": "lq_lora(iterations=0)",
+        },
+    ),
+    "outlier_columns": MethodExamples(
+        schemes=(
+            "outlier_columns",
+            "gptq(bits=3)+outlier_columns(share=0.05)",
+            "hadamard+wanda(sparsity=0.5)+rtn+outlier_columns",
+            "svd(rank=9)+rtn(bits=4)+outlier_columns(share=0.1)",
+        ),
+        ladder=tuple(f"rtn(bits=3)+outlier_columns(share={s})" for s in (0.01, 0.05, 0.2, 0.5)),
+        bad_options={"share": "outlier_columns(share=0.0)"},
+    ),
+    "outlier_weights": MethodExamples(
+        schemes=(
+            "outlier_weights",
+            "gptq(bits=3)+outlier_weights(share=0.05)",
+            "hadamard+wanda(sparsity=0.5)+rtn+outlier_weights",
+            "svd(rank=9)+rtn(bits=4)+outlier_weights(share=0.1)",
+        ),
+        ladder=tuple(f"rtn(bits=3)+outlier_weights(share={s})" for s in (0.01, 0.05, 0.2, 0.5)),
+        bad_options={"share": "outlier_weights(share=0.7)"},
     ),
 }
 

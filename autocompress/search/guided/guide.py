@@ -3,7 +3,7 @@
 Each proposal is the best candidate of a pool: points of the predicted front, of the fronts of
 posterior samples (Thompson sampling), level swaps and crosses of the measured front, and swaps of
 the best of these. Most proposals look for the largest expected hypervolume improvement; every
-third one aims at the bytes of a baseline, to beat it there.
+third one aims at one size: one that the user asked for, or that of a baseline, to beat it there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,9 +67,10 @@ class Guide:
     Args:
         table: predicted damages and bytes of the space's options.
         seed: of everything that is drawn.
+        aims: total bytes to be best at; the baselines' if there are none.
     """
 
-    def __init__(self, table: OptionTable, *, seed: int) -> None:
+    def __init__(self, table: OptionTable, *, seed: int, aims: Sequence[float] = ()) -> None:
         self._features = OptionFeatures.of(table)
         self._flat_cost = np.concatenate(table.cost(STORAGE))
         self._cost = self._features.by_choice(self._flat_cost)
@@ -77,6 +79,7 @@ class Guide:
         pool = _N_PREDICTED + _N_SAMPLES * _N_PER_SAMPLE + _N_SWAPPED + _N_CROSSED + _N_REFINED
         self._share = min(1.0, _MOST_CELLS / (pool * max(len(self._features.n_options), 1)))
         self._seed = seed
+        self._aims = tuple(aims)
         self._trials: list[Measured] = []
         self._front = MeasuredFront()
         self._rivals: list[Measured] = []
@@ -161,7 +164,7 @@ class Guide:
         """The bytes that proposal `number` is to be best at; None for the whole front."""
         if number % _AIMED:
             return None
-        goals = [
+        goals = self._aims or [
             m.cost
             for m in self._rivals
             if m.damage < scale.broken_damage and m.cost < scale.largest

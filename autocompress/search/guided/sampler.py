@@ -19,7 +19,7 @@ from autocompress.search.guided.archive import Measured
 from autocompress.search.guided.guide import Guide, Proposal
 from autocompress.search.guided.surrogate import Surrogate
 from autocompress.search.option_table import Floats, OptionTable
-from autocompress.search.sampler import SAMPLERS, Constraints, Sampler
+from autocompress.search.sampler import SAMPLERS, Sampler
 from autocompress.spaces import SearchSpace
 
 _PREDICTED = "predicted_log_damage"
@@ -41,17 +41,10 @@ class Guided(Sampler):
     adaptive = True
     needs_table = True
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        *,
-        seed: int,
-        constraints: Constraints | None = None,
-        table: OptionTable | None = None,
-    ) -> None:
-        super().__init__(space, seed=seed, constraints=constraints, table=table)
-        self._guide = Guide(_matching(table, space), seed=seed)
-        self._names = [choice.name for choice in space.choices]
+    def start(self) -> None:
+        """See `Sampler.start`."""
+        self._guide = Guide(_matching(self.table, self.space), seed=self.seed, aims=self.aims)
+        self._names = [choice.name for choice in self.space.choices]
         self._proposed: dict[int, Proposal] = {}
         self._whole: deque[Floats] = deque(maxlen=_N_COMPARED)
 

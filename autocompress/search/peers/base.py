@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from autocompress.core import Allocation, TrialResult, derived_seed
 from autocompress.core.errors import UsageError
 from autocompress.objectives import losses
-from autocompress.search.option_table import STORAGE, OptionTable, PerChoice
-from autocompress.search.sampler import Constraints, Sampler
+from autocompress.search.option_table import STORAGE, PerChoice
+from autocompress.search.sampler import Sampler
 from autocompress.spaces import SearchSpace
 
 Levels = tuple[int, ...]
@@ -53,23 +53,18 @@ class BatchSampler(Sampler):
     adaptive = True
     batch_size: ClassVar[int] = 8
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        *,
-        seed: int,
-        constraints: Constraints | None = None,
-        table: OptionTable | None = None,
-    ) -> None:
-        super().__init__(space, seed=seed, constraints=constraints, table=table)
-        if self.needs_table and table is None:
+    def start(self) -> None:
+        """See `Sampler.start`."""
+        if self.needs_table and self.table is None:
             raise UsageError(
                 f"The sampler {self.name!r} allocates by predicted damages, but got no option "
                 "table. Next step: pass `table=`, or take a sampler that measures for itself, "
                 "e.g. 'evopress'."
             )
-        self.n_levels: Levels = tuple(len(choice.options) for choice in space.choices)
-        self.costs: PerChoice = option_bytes(space) if table is None else table.cost(STORAGE)
+        self.n_levels: Levels = tuple(len(choice.options) for choice in self.space.choices)
+        self.costs: PerChoice = (
+            option_bytes(self.space) if self.table is None else self.table.cost(STORAGE)
+        )
         self._seen: dict[Levels, int] = {}  # with the first trial of each
         self._measured: dict[int, Measured] = {}
         self._current: tuple[int, list[Levels]] = (-1, [])
@@ -209,15 +204,9 @@ class BudgetSweep(BatchSampler):
     n_budgets: ClassVar[int] = 4096
     patience: ClassVar[int] = 12
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        *,
-        seed: int,
-        constraints: Constraints | None = None,
-        table: OptionTable | None = None,
-    ) -> None:
-        super().__init__(space, seed=seed, constraints=constraints, table=table)
+    def start(self) -> None:
+        """See `Sampler.start`."""
+        super().start()
         self._budgets = iter(spread_budgets(self.costs, self.n_budgets))
         self._solved: dict[Levels, None] = {}
 

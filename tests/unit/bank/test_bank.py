@@ -299,9 +299,9 @@ def test_new_code_of_a_method_never_reads_old_entries(tmp_path, monkeypatch):
     bank = make_bank(tmp_path)
     scheme = Scheme.parse("rtn(bits=4)")
     before = bank.path("up", scheme)
-    from autocompress.bank import bank as module
+    from autocompress.bank import code
 
-    module._code_digest.cache_clear()
-    monkeypatch.setattr(module, "_file_digest", lambda path: f"edited {path}")
+    code.code_digest.cache_clear()
+    monkeypatch.setattr(code, "_file_digest", lambda path: f"edited {path}")
     assert bank.path("up", scheme) != before
-    module._code_digest.cache_clear()
+    code.code_digest.cache_clear()

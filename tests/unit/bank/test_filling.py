@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from autocompress.bank import Bank
+from autocompress.bank.filling import WORKING_BYTES, is_large, shares
 from autocompress.core import LayerSpec, Scheme
 from autocompress.core.errors import SchemeError
 from autocompress.methods import LayerProblem, LayerStatistics, footprint
@@ -106,6 +107,66 @@ def test_a_filled_bank_holds_what_asking_one_by_one_gives(tmp_path, n_threads):
             assert all(torch.equal(one.tensors[k], two.tensors[k]) for k in two.tensors)
     assert len(filled.built) == len(NAMES) * len(WIDTHS)
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("n_threads", [1, 4])
+def test_filling_by_layer_names_each_layer_once_its_entries_are_there(tmp_path, n_threads):
+    before = torch.get_num_threads()
+    bank, asked = make(tmp_path / "a"), make(tmp_path / "b")
+    named = []
+    for name in bank.fill_by_layer(dict.fromkeys(NAMES, WIDTHS), n_threads=n_threads):
+        named.append(name)
+        assert torch.get_num_threads() == before
+        assert all(bank.path(name, scheme).is_file() for scheme in WIDTHS)
+    assert named == list(NAMES)
+    for name in NAMES:
+        one, two = bank.packed(name, WIDTHS[0]), asked.packed(name, WIDTHS[0])
+        assert all(torch.equal(one.tensors[k], two.tensors[k]) for k in two.tensors)
+
+
+def test_a_layer_has_one_torch_thread_unless_it_is_too_large_for_company(tmp_path, monkeypatch):
+    seen = []
+    real = Bank._build
+    monkeypatch.setattr(Bank, "_build", lambda *a: seen.append(torch.get_num_threads()) or real(*a))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        list(make(tmp_path / "a").fill_by_layer({"a": WIDTHS[:1], "b": WIDTHS[:1]}))
+        monkeypatch.setattr("autocompress.bank.bank.is_large", lambda _: True)
+        list(make(tmp_path / "b").fill_by_layer({"a": WIDTHS[:1]}))
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 1, 3]
+
+
+def test_shares_hold_what_fits_memory_and_large_layers_alone():
+    def layer(width):
+        return LayerSpec("x", "up", 0, width, width, "linear", "float32", "x", width * width)
+
+    small, medium, large = layer(64), layer(3000), layer(8192)
+    assert [is_large(each) for each in (small, medium, large)] == [False, False, True]
+    layers = [large, medium, medium, large, *[small] * 5]
+    widths = [[each.out_features for each in share] for share in shares(layers, 4)]
+    assert widths == [[8192], [3000] * 2, [8192], [64] * 4, [64]]
+    many = [len(share) for share in shares([medium] * 12, 12)]
+    assert sum(many) == 12
+    assert max(many) * 16 * 3 * 3000**2 <= WORKING_BYTES
+    assert list(shares([], 2)) == []
+
+
+def test_an_interrupt_ends_other_threads_after_the_scheme_that_they_are_at(tmp_path):
+    bank = make(tmp_path)
+    bank.pause = threading.Event()
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bank.fill(dict.fromkeys(NAMES, WIDTHS), n_threads=2, progress=interrupt)
+    assert len(bank.built) < len(NAMES) * len(WIDTHS) / 2
+    bank.pause = None
+    bank.fill(dict.fromkeys(NAMES, WIDTHS))
+    assert len(bank.built) == len(NAMES) * len(WIDTHS)
 
 
 def test_widths_and_sparsities_of_a_layer_share_one_factorisation(tmp_path, monkeypatch):

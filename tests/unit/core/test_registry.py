@@ -64,6 +64,10 @@ def test_plugins_are_loaded_on_the_first_look_up_and_only_once(monkeypatch):
     loads = []
 
     class Point:
+        name = "outside"
+        value = "plugin"
+        dist = None
+
         def load(self):
             loads.append(1)
             registry.add("outside", "plugin")

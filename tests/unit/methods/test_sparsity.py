@@ -3,8 +3,17 @@ import torch
 
 from autocompress.core.errors import SchemeError
 from autocompress.core.scheme import Scheme
-from autocompress.methods import METHODS, LayerProblem, LayerStatistics, canonical, compress
-from autocompress.methods.sparsity import keep_highest, n_kept_of
+from autocompress.methods import (
+    METHODS,
+    LayerProblem,
+    LayerStatistics,
+    canonical,
+    check,
+    compress,
+    strongest,
+)
+from autocompress.methods.sparsity import keep_highest, keep_pattern, n_kept_of
+from autocompress.testing.method_contract import example_layer
 
 
 def naive_keep(scores, n_kept):
@@ -93,3 +102,73 @@ def test_the_promised_count_is_the_count_of_the_mask(name, shape, sparsity):
 def test_a_sparsity_outside_zero_and_one_is_refused_with_a_legal_value(got, nearby):
     with pytest.raises(SchemeError, match=rf"sparsity must be .* got {got}\..* nearby is {nearby}"):
         canonical(Scheme.parse(f"magnitude(sparsity={got})"))
+
+
+@pytest.mark.parametrize("pattern", [(1, 2), (2, 4), (4, 8), (3, 5)])
+@pytest.mark.parametrize("n_values", [1, 3, 1000])
+def test_a_pattern_keeps_the_highest_of_every_m_with_ties(pattern, n_values):
+    generator = torch.Generator().manual_seed(pattern[1])
+    scores = torch.randint(0, n_values, (6, 40), generator=generator).float()
+    expected = naive_keep(scores.view(-1, pattern[1]), pattern[0]).view(6, 40)
+    assert torch.equal(keep_pattern(scores, pattern), expected)
+
+
+@pytest.mark.parametrize("name", ["magnitude", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("pattern", ["2:4", "4:8", "3:5"])
+def test_exactly_n_of_every_m_weights_stay(name, pattern):
+    kept, width = map(int, pattern.split(":"))
+    layer = example_layer(12, 80)
+    method = METHODS[name]
+    mask, _ = method.mask(
+        LayerProblem(layer.weight, layer.statistics), method.options(pattern=pattern)
+    )
+    assert (mask.view(-1, width).sum(1) == kept).all()
+    assert method.n_kept((12, 80), method.options(pattern=pattern)) == int(mask.sum())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("wanda(pattern=)", "wanda(sparsity=0.5)"),
+        ("wanda(pattern=2:4)", "wanda(pattern=2:4,sparsity=0.5)"),
+        ("wanda(pattern=02: 4,sparsity=0.5)", "wanda(pattern=2:4,sparsity=0.5)"),
+        ("wanda(pattern=1:4)", "wanda(pattern=1:4,sparsity=0.75)"),
+        ("wanda(pattern=1:3,sparsity=0.6666666667)", f"wanda(pattern=1:3,sparsity={1 - 1 / 3!r})"),
+    ],
+)
+def test_schemes_that_mean_the_same_pattern_are_equal(text, expected):
+    scheme = canonical(Scheme.parse(text))
+    assert str(scheme) == expected
+    assert canonical(scheme) == scheme
+
+
+@pytest.mark.parametrize("pattern", ["4:4", "0:4", "2:128", "2-4", "half"])
+def test_a_malformed_pattern_is_refused_with_a_legal_one(pattern):
+    with pytest.raises(SchemeError, match=r"pattern must be N:M, .* A legal value is 2:4\."):
+        canonical(Scheme.parse(f"wanda(pattern={pattern})"))
+
+
+def test_a_sparsity_that_contradicts_the_pattern_is_refused():
+    with pytest.raises(SchemeError, match=r"agree with the pattern 1:4, which is 0\.75, but got"):
+        canonical(Scheme.parse("wanda(pattern=1:4,sparsity=0.6)"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "d", "advice"),
+    [
+        ("4:8", 36, r"needs a multiple of 8 inputs, but got 36\. The nearest legal value is 3:6\."),
+        ("2:4", 90, r"but got 90\. The nearest legal value is 1:2\."),
+        ("2:4", 37, r"but got 37\. Leave the pattern out and give sparsity=0\.5\."),
+        ("3:4", 90, r"but got 90\. Leave the pattern out and give sparsity=0\.25\."),
+    ],
+)
+def test_a_layer_that_m_does_not_divide_is_refused_with_what_to_do(pattern, d, advice):
+    layer = example_layer(8, d).spec
+    with pytest.raises(SchemeError, match=advice):
+        check(layer, Scheme.parse(f"magnitude(pattern={pattern})"))
+
+
+def test_a_pattern_stays_where_the_stronger_method_takes_over():
+    layer = example_layer(12, 80).spec
+    found = strongest(layer, Scheme.parse("magnitude(pattern=2:4,refit=true)"))
+    assert found == canonical(Scheme.parse("wanda(pattern=2:4,refit=true)"))

@@ -16,7 +16,12 @@ from autocompress.models import (
     weight_matrix,
 )
 from autocompress.search import build_table
-from autocompress.search.build_table import MOST_EXACT, NOT_FINITE, build_option_table
+from autocompress.search.build_table import (
+    MOST_EXACT,
+    NOT_FINITE,
+    build_option_table,
+    schemes_to_compress,
+)
 from autocompress.spaces import load_space
 from autocompress.testing.tiny_models import tiny_batches, tiny_model
 
@@ -121,3 +126,78 @@ def test_sums_of_stages_rank_options_nearly_as_compressing_them_does(parts, monk
     assert not np.array_equal(composed.damage[choice], exact.damage[choice])
     tau = kendalltau(composed.damage[choice], exact.damage[choice]).statistic
     assert tau > 0.75
+
+
+class Recording(Bank):
+    """Remembers what it is asked for."""
+
+    def _start_empty(self):
+        super()._start_empty()
+        self.asked = []
+
+    def packed(self, name, scheme):
+        self.asked.append((name, scheme))
+        return super().packed(name, scheme)
+
+
+@pytest.fixture
+def recording(parts, tmp_path):
+    layout, weights, store = parts["layout"], parts["weights"], parts["bank"]._statistics
+    return Recording(tmp_path / "bank", layout, weights, store)
+
+
+@pytest.mark.parametrize("name", ["mixed_precision", "joint"])
+def test_what_is_filled_is_what_the_damages_ask_for(parts, recording, name):
+    space = load_space(name, parts["layout"].layers)
+    table = build_option_table(**parts | {"space": space, "bank": recording})
+    wanted = schemes_to_compress(space, parts["layout"])
+    assert sorted(recording.asked, key=str) == sorted(
+        ((name, scheme) for name, schemes in wanted.items() for scheme in schemes), key=str
+    )
+    assert not any(scheme.is_base for _, scheme in recording.asked)
+    sizes = [parts["weights"][name].numel() for name in wanted]
+    assert sizes == sorted(sizes, reverse=True)
+    filled = build_option_table(
+        **parts | {"space": space, "bank": recording}, fill=recording.fill_by_layer
+    )
+    assert filled.digest == table.digest
+
+
+def test_layers_may_be_filled_in_any_order_or_not_at_all(parts):
+    expected = build_option_table(**parts)
+    closed = []
+
+    def backwards(wanted):
+        try:
+            yield from [*reversed(wanted)][:3]
+        finally:
+            closed.append(True)
+
+    calls = []
+    table = build_option_table(**parts, fill=backwards, progress=lambda *d: calls.append(d))
+    assert table.digest == expected.digest
+    assert calls == [(i + 1, len(calls)) for i in range(len(calls))]
+    assert closed == [True]
+
+
+def test_an_interrupt_closes_the_filling(parts):
+    closed = []
+
+    def filling(wanted):
+        try:
+            yield from wanted
+        finally:
+            closed.append(True)
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_option_table(**parts, fill=filling, progress=interrupt)
+    assert closed == [True]
+
+
+def test_a_kept_table_needs_no_filling(parts, tmp_path):
+    first = build_option_table(**parts, cache=tmp_path)
+    again = build_option_table(**parts, cache=tmp_path, fill=pytest.fail)
+    assert again.digest == first.digest

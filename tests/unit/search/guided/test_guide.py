@@ -127,6 +127,17 @@ def test_baselines_are_beaten_at_their_own_bytes():
     )
 
 
+def test_a_size_that_was_asked_for_gets_every_third_proposal():
+    table = a_table()
+    _, trials = run(6)
+    wanted = 0.5 * (trials[1].cost + trials[2].cost)
+    aimed = Guide(table, seed=0, aims=[wanted])
+    for number, trial in enumerate(trials):
+        aimed.tell(number, trial)
+    costs = [float(aimed.costs(aimed.ask(number).levels)) for number in (12, 15, 18)]
+    assert all(0.9 * wanted < cost <= wanted for cost in costs)
+
+
 def test_predictions_are_compared_with_what_was_measured():
     guide, _ = run(3)
     assert guide.agreement() is None

