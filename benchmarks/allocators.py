@@ -3,7 +3,8 @@
 Each sampler runs a whole study on the same model, bank and search tokens. For each size, its best
 trial of no more bits per weight (by search tokens) is measured on report tokens, beside uniform
 allocations; between two widths uniform is interpolated in the logarithm of its damage. Seeds change
-all three splits of tokens.
+all three splits of tokens. The guided sampler is told the sizes (`--aim`); the published ones take
+sizes of their own over the whole range.
 
 Usage: python benchmarks/allocators.py [--model M] [--space FILE] [--samplers guided evopress ...]
        [--trials N] [--seeds N] [--out results/allocators_NAME.json]
@@ -78,16 +79,32 @@ class Case:
         )
         return {name: replace(self.table, damage=tuple(d)) for name, d in scores.items()}
 
-    def study(self, sampler: str, n_trials: int) -> list[TrialResult]:
-        """All trials of one study; baselines are in them and not counted."""
+    def study(self, sampler: str, n_trials: int, sizes: Sequence[float]) -> list[TrialResult]:
+        """All trials of one study; baselines are in them and not counted.
+
+        Args:
+            sampler: its name.
+            n_trials: proposals.
+            sizes: bits per weight that the sampler is told to be best at, if it heeds that.
+        """
         space = self.session.space
         made = SAMPLERS[sampler](
-            space, seed=self.session.settings.seed, table=self.table_of(sampler)
+            space,
+            seed=self.session.settings.seed,
+            table=self.table_of(sampler),
+            aims=[self.bytes_at(bits) for bits in sizes],
         )
         n_baselines = 1 + len(space.baselines())
         with TemporaryDirectory() as folder, Journal(Path(folder) / "trials.jsonl") as journal:
             budget = Budget.parse([f"{n_trials + n_baselines} trials"])
             return Study(space, made, LocalDriver(self.search), journal, budget).run()
+
+    def bytes_at(self, bits: float) -> float:
+        """Bytes of the whole model at so many bits per searched weight."""
+        session = self.session
+        searched = [session.base.layout.layer(name) for name in session.space.searched_layers]
+        rest = session.base.layout.base_bytes - sum(layer.base_bytes for layer in searched)
+        return rest + bits / 8 * sum(layer.n_weights for layer in searched)
 
     def bits(self, allocation: Allocation) -> float:
         """Bits per searched weight, all included."""
@@ -174,7 +191,7 @@ def one_seed(case: Case, arguments: argparse.Namespace, seed: int) -> dict[str, 
     taus: dict[str, Any] = {}
     for sampler in arguments.samplers:
         started = time.perf_counter()
-        results = case.study(sampler, arguments.trials)
+        results = case.study(sampler, arguments.trials, arguments.bits)
         seconds = time.perf_counter() - started
         if sampler == "guided" and arguments.random:
             taus = ranking(case, results, arguments.random)

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean as mean
 
 from autocompress.fronts.document import FrontDocument, Member
 
@@ -20,6 +21,8 @@ RUNS = {"demo": "all-MiniLM-L6-v2", "gemma-3-270m": "Gemma 3 270M"}
 FLOORS = (0.99, 0.98, 0.95, 0.9, 0.8)
 ENGINE = ROOT / "docs" / "search_engine.md"
 REPLAY_BEGIN, REPLAY_END = "<!-- replay: begin -->", "<!-- replay: end -->"
+ALLOCATORS_BEGIN, ALLOCATORS_END = "<!-- allocators: begin -->", "<!-- allocators: end -->"
+ALLOCATORS = (("minilm_gptq", "all-MiniLM-L6-v2, GPTQ at 2, 3, 4, 6, 8 bits"),)
 TRIALS = ("25", "50", "100", "300", "2000")
 
 
@@ -39,7 +42,7 @@ def demo_time() -> str:
 
 
 def section(name: str, title: str) -> str:
-    """One run: what it searched, and the smallest model that retains at least so much."""
+    """One run: the smallest model that retains at least so much, and each baseline's rival."""
     document = FrontDocument.read(ROOT / "results" / name)
     study, base = document.study, document.base
     spent = study.budget_spent
@@ -53,7 +56,22 @@ def section(name: str, title: str) -> str:
         "|---|---|---|---|---|",
         *(row(document, floor) for floor in FLOORS),
     ]
-    return head + "\n\n" + "\n".join(lines)
+    return head + "\n\n" + "\n".join(lines) + "\n\n" + comparisons(document)
+
+
+def comparisons(document: FrontDocument) -> str:
+    """Each uniform baseline against the best searched model of no more bytes."""
+    members = {m.id: m for m in document.members}
+    named = {m.name: m for m in document.baselines}
+    lines = [
+        "| uniform | retained | best searched of no more bytes | | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    for found in document.comparisons:
+        rival = named[found.baseline]
+        member = None if found.is_itself else members.get(found.member)
+        lines.append(f"| {cells(rival)} | {cells(member)} | {found.label} |")
+    return "\n".join(lines)
 
 
 def row(document: FrontDocument, floor: float) -> str:
@@ -100,6 +118,36 @@ def replay_table() -> str:
     return "\n".join(lines)
 
 
+def allocator_tables() -> str:
+    """KL to the base at equal sizes, for each model and space that was measured."""
+    return "\n\n".join(allocator_table(*about) for about in ALLOCATORS)
+
+
+def allocator_table(name: str, title: str) -> str:
+    """Mean over seeds of the damage on report tokens, relative to uniform at that size."""
+    path = ROOT / "results" / f"allocators_{name}.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    ratios: dict[str, dict[float, list[float]]] = {}
+    for seed in document["seeds"]:
+        for row in seed["rows"]:
+            by_size = ratios.setdefault(row["sampler"], {})
+            by_size.setdefault(row["at_most_bits"], []).append(1 - row["gap_closed"])
+    sizes = sorted({size for by_size in ratios.values() for size in by_size})
+    head = (
+        f"{title}: {document['trials']} trials, {len(document['seeds'])} seed"
+        f"{'s' if len(document['seeds']) > 1 else ''} ([JSON](../results/{path.name}))."
+    )
+    lines = [
+        f"| sampler | {' | '.join(f'≤ {size:g} bits' for size in sizes)} |",
+        "|---|" + "---|" * len(sizes),
+    ]
+    for sampler in sorted(ratios, key=lambda s: sum(map(mean, ratios[s].values()))):
+        found = (ratios[sampler].get(size) for size in sizes)
+        cells_of_row = [f"{mean(r):.2f}" if r else "" for r in found]
+        lines.append(f"| `{sampler}` | {' | '.join(cells_of_row)} |")
+    return head + "\n\n" + "\n".join(lines)
+
+
 def updated(text: str) -> str:
     """The README with its results block as the fronts say."""
     return _between(text, BEGIN, block(), END)
@@ -107,7 +155,8 @@ def updated(text: str) -> str:
 
 def updated_engine(text: str) -> str:
     """The page of the search engine with its table as the benchmark says."""
-    return _between(text, REPLAY_BEGIN, replay_table(), REPLAY_END)
+    text = _between(text, REPLAY_BEGIN, replay_table(), REPLAY_END)
+    return _between(text, ALLOCATORS_BEGIN, allocator_tables(), ALLOCATORS_END)
 
 
 def _between(text: str, begin: str, content: str, end: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autocompress.core.errors import ModelError
 from autocompress.core.footprint import TensorLayout
 from autocompress.core.layer import DTYPE_BYTES
 from autocompress.methods.coding import Coding, Quantized, Stored
@@ -118,7 +119,13 @@ class MatrixStorage:
         if f"{prefix}{_MASK}" not in tensors:
             return None
         bits = unpack(tensors[f"{prefix}{_MASK}"], 1, self.n_entries)
-        return bits.view(torch.bool).view(self.shape)
+        mask = bits.view(torch.bool).view(self.shape)
+        if int(mask.sum()) != self.n_kept:
+            raise ModelError(
+                f"A mask of this layer must keep {self.n_kept} of {self.n_entries} weights, but "
+                f"keeps {int(mask.sum())}: the file is damaged. Next step: export it again."
+            )
+        return mask
 
     def _spread(self, entries: Tensor, mask: Tensor | None) -> Tensor:
         """Stored entries at their places in the matrix, zeros elsewhere.

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from autocompress.core.errors import SchemeError
+from autocompress.core.errors import ModelError, SchemeError
 from autocompress.core.footprint import TensorLayout
 from autocompress.methods.base import METHODS, Needs, Quantizer
 from autocompress.methods.coding import Coding, Quantized, Stored
@@ -142,6 +142,12 @@ class BandCoding(Coding):
         """See `Coding.unpack`."""
         n_bands = self.options.bands
         widths, n = packed[:n_bands], shape[0] // n_bands * shape[1]
+        if not set(found := widths.tolist()) <= set(WIDTHS) or sum(found) != self.options.total:
+            raise ModelError(
+                f"The widths of the bands of this layer must be among {WIDTHS} and add up to "
+                f"{self.options.total}, but are {found}: the file is damaged. Next step: export it "
+                "again."
+            )
         bands = packed.new_zeros(n_bands, shape[0] // n_bands, 1 + shape[1])
         bands[:, :, 0] = widths[:, None]
         start = n_bands

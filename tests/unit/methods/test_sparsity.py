@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from autocompress.core.errors import SchemeError
+from autocompress.core.errors import ModelError, SchemeError
 from autocompress.core.scheme import Scheme
 from autocompress.methods import (
     METHODS,
@@ -10,6 +10,7 @@ from autocompress.methods import (
     canonical,
     check,
     compress,
+    decode,
     strongest,
 )
 from autocompress.methods.sparsity import keep_highest, keep_pattern, n_kept_of
@@ -172,3 +173,10 @@ def test_a_pattern_stays_where_the_stronger_method_takes_over():
     layer = example_layer(12, 80).spec
     found = strongest(layer, Scheme.parse("magnitude(pattern=2:4,refit=true)"))
     assert found == canonical(Scheme.parse("wanda(pattern=2:4,refit=true)"))
+
+
+def test_a_damaged_mask_is_refused():
+    compressed = example_layer(40, 64).compress("magnitude(sparsity=0.7)")
+    tensors = {**compressed.tensors, "mask": torch.zeros_like(compressed.tensors["mask"])}
+    with pytest.raises(ModelError, match="must keep 768 of 2560 weights, but keeps 0"):
+        decode(tensors, compressed.scheme, compressed.shape, torch.float32)

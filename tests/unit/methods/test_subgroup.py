@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from autocompress.core.errors import SchemeError
+from autocompress.core.errors import ModelError, SchemeError
 from autocompress.core.scheme import Scheme
 from autocompress.methods import (
     LayerProblem,
@@ -11,6 +11,7 @@ from autocompress.methods import (
     canonical,
     check,
     compress,
+    decode,
     footprint,
 )
 from autocompress.methods.packing import pack
@@ -178,3 +179,11 @@ def test_without_statistics_bands_are_rounded_and_chosen_by_plain_error():
     assert len(set(widths)) > 1
     n_bytes = sum(tensor.nbytes for tensor in compressed.tensors.values())
     assert n_bytes == footprint(example_layer(64, 96).spec, scheme).storage_bytes
+
+
+def test_damaged_widths_are_refused():
+    compressed = example_layer(40, 64).compress("subgroup(bands=4,average=4.0)")
+    tensors = {**compressed.tensors, "packed": compressed.tensors["packed"].clone()}
+    tensors["packed"][0] = 3
+    with pytest.raises(ModelError, match=r"must be among .* and add up to 16, but are \[3"):
+        decode(tensors, compressed.scheme, compressed.shape, torch.float32)
