@@ -58,10 +58,7 @@ class GPTQ(GridQuantizer[GPTQOptions]):
         self, problem: LayerProblem, mask: Tensor | None, options: GPTQOptions
     ) -> Quantized:
         """See `Quantizer.quantize`; rounds to nearest, with a note, where H is of no use."""
-        reason, factor = problem.too_few_tokens, None
-        if not reason:
-            factor = problem.inverse_factor(by_activation=options.actorder, damping=options.damping)
-            reason = "" if factor else "H has no Cholesky factor at any damping up to 1"
+        factor, reason = usable_factor(problem, options)
         if factor is None:
             return round_to_nearest(problem, mask, options, (f"gptq rounded to nearest: {reason}",))
         shown = problem.weight
@@ -72,6 +69,14 @@ class GPTQ(GridQuantizer[GPTQOptions]):
         if factor.damping > options.damping:
             notes = (f"gptq raised damping to {factor.damping}: H is not positive definite",)
         return grid.quantized(sweep(problem.weight, mask, grid, factor), notes)
+
+
+def usable_factor(problem: LayerProblem, options: GPTQOptions) -> tuple[InverseFactor | None, str]:
+    """The inverse factor, or None and why H is of no use."""
+    if problem.too_few_tokens:
+        return None, problem.too_few_tokens
+    factor = problem.inverse_factor(by_activation=options.actorder, damping=options.damping)
+    return factor, "" if factor else "H has no Cholesky factor at any damping up to 1"
 
 
 def sweep(weight: Tensor, mask: Tensor | None, grid: Grid, factor: InverseFactor) -> Tensor:

@@ -144,13 +144,17 @@ class GridCoding(Coding):
         rows: Tensor | None = None,
     ) -> Tensor:
         """See `Coding.values`."""
+        return self.grid(parameters, rows).dense(codes)
+
+    def grid(self, parameters: Stored, rows: Tensor | None = None) -> Grid:
+        """The grid of all rows, or of some, from what is stored."""
         scales, zeros = parameters["scales"], None
         if not self.options.symmetric:
             zeros = unpack(parameters["zeros"], self.options.bits, scales.numel())
             zeros = zeros.view(scales.shape)
         if rows is not None:
             scales, zeros = scales[rows], None if zeros is None else zeros[rows]
-        return Grid(self.options, scales, zeros).dense(codes)
+        return Grid(self.options, scales, zeros)
 
 
 def blocks(in_features: int, width: int) -> Iterator[tuple[slice, slice]]:
@@ -261,13 +265,13 @@ class _Best:
     ) -> None:
         self._block, self._importance, self._top = block, importance, top
         self._negative = -block
-        self.scale = _storable(scale)
+        self.scale = storable(scale)
         self.zero = zero.clamp(0, top)
         self._error = self._measure(self.scale, self.zero)
 
     def consider(self, scale: Tensor, zero: Tensor) -> None:
         """Take over scale and zero point in the groups where they measure better."""
-        scale, zero = _storable(scale), zero.clamp(0, self._top)
+        scale, zero = storable(scale), zero.clamp(0, self._top)
         error = self._measure(scale, zero)
         better = error < self._error
         self._error = torch.where(better, error, self._error)
@@ -292,7 +296,7 @@ class _Best:
         return residual.square_().mul_(self._importance).sum(-1)
 
 
-def _storable(scale: Tensor) -> Tensor:
+def storable(scale: Tensor) -> Tensor:
     """The float16 value that will be stored, never zero, as float32."""
     size = scale.abs().clamp(_FP16_TINY, _FP16_MAX).to(torch.float16).to(torch.float32)
     return torch.where(scale < 0, -size, size)

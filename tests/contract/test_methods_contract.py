@@ -33,6 +33,24 @@ EXAMPLES = {
             "damping": "gptq(damping=0.0)",
         },
     ),
+    "autoround": MethodExamples(
+        schemes=(
+            "autoround(iterations=20)",
+            "autoround(bits=3,group_size=16,symmetric=false,iterations=20)",
+            "autoround(bits=2,group_size=0,actorder=false,iterations=20)",
+            "wanda(sparsity=0.6)+autoround(bits=4,symmetric=false,iterations=20)",
+            "sparsegpt+autoround(iterations=20)",
+            "svd_llm(rank=12)+autoround(bits=4,iterations=20)",
+            "awq+autoround(bits=3,iterations=5)+eora(rank=2)",
+        ),
+        ladder=tuple(f"autoround(bits={b},group_size=0,iterations=20)" for b in range(2, 9)),
+        bad_options={
+            "bits": "autoround(bits=1)",
+            "group_size": "autoround(group_size=-8)",
+            "damping": "autoround(damping=0.0)",
+            "iterations": "autoround(iterations=0)",
+        },
+    ),
     "magnitude": MethodExamples(
         schemes=(
             "magnitude",
