@@ -43,6 +43,7 @@ BASE = "base"
 SECTIONS: dict[str, tuple[str, ...]] = {
     "widths": (
         *(f"{m}(bits={b},group_size=128)" for m in ("rtn", "gptq", "hqq") for b in (2, 3, 4, 8)),
+        *(f"{m}(bits={b},group_size=128)" for m in ("autoround", "quantease") for b in (2, 3, 4)),
         "gptq(bits=3,group_size=128,actorder=false)",
         *(f"kmeans(bits={b})" for b in (2, 3, 4, 6)),
         *(f"subgroup(average={b}.0)" for b in (2, 3, 4)),
@@ -107,6 +108,9 @@ CLAIMS = (
     Claim("GPTQ beats rounding at 3 bits", _GPTQ3, _RTN3),
     Claim("GPTQ by activation order is no worse", _GPTQ3,
           "gptq(bits=3,group_size=128,actorder=false)", may_tie=True),
+    Claim("learned rounding of a layer is no worse than GPTQ at 2 bits",
+          "autoround(bits=2,group_size=128)", "gptq(bits=2,group_size=128)", may_tie=True),
+    Claim("coordinate descent beats GPTQ at 3 bits", "quantease(bits=3,group_size=128)", _GPTQ3),
     Claim("AWQ beats rounding at 3 bits", f"awq+{_RTN3}", _RTN3),
     Claim("AWQ helps GPTQ at 3 bits", f"awq+{_GPTQ3}", _GPTQ3),
     Claim("learned levels beat the grid at 2 bits", "kmeans(bits=2)",

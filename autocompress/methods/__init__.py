@@ -25,6 +25,7 @@ from autocompress.methods import (  # noqa: F401
     obert,
     outliers,
     product,
+    quantease,
     rtn,
     sparsegpt,
     subgroup,

@@ -9,7 +9,7 @@ counts as the identity in gradients.
 The loss is the layer's own, ``tr(D H D^T)`` with ``D = Q - W``, so its gradient with respect to Q
 is ``2 D H`` and no activation is needed; the paper takes the outputs of a whole block. It starts
 from the codes of GPTQ: V is then the smallest offset that gives them, and moves by 0.5 at most.
-From there a tenth of the paper's step finds more than the whole one.
+That start is good already, so the first step is a tenth of the paper's.
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ class GPTQ(GridQuantizer[GPTQOptions]):
     needs = Needs.HESSIAN
     options = GPTQOptions
     summary = "error-compensating quantization (Hessian of the layer's inputs)"
+    stronger = "quantease"
 
     def quantize(
         self, problem: LayerProblem, mask: Tensor | None, options: GPTQOptions

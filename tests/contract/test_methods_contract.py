@@ -51,6 +51,24 @@ EXAMPLES = {
             "iterations": "autoround(iterations=0)",
         },
     ),
+    "quantease": MethodExamples(
+        schemes=(
+            "quantease",
+            "quantease(bits=3,group_size=16,symmetric=false,rounds=2)",
+            "quantease(bits=2,group_size=0,actorder=false)",
+            "wanda(sparsity=0.6)+quantease(bits=4,symmetric=false)",
+            "sparsegpt+quantease",
+            "svd_llm(rank=12)+quantease(bits=4)",
+            "awq+quantease(bits=3,rounds=1)+eora(rank=2)",
+        ),
+        ladder=tuple(f"quantease(bits={bits},group_size=0)" for bits in range(2, 9)),
+        bad_options={
+            "bits": "quantease(bits=1)",
+            "group_size": "quantease(group_size=-8)",
+            "damping": "quantease(damping=0.0)",
+            "rounds": "quantease(rounds=0)",
+        },
+    ),
     "magnitude": MethodExamples(
         schemes=(
             "magnitude",

@@ -91,4 +91,4 @@ def test_where_nothing_is_wrong_the_first_turn_stays():
 def test_eora_gives_way_to_it_at_the_same_bytes():
     layer = example_layer(36, 90).spec
     found = strongest(layer, Scheme.parse("gptq(bits=3)+eora(rank=4,bits=8)"))
-    assert found == canonical(Scheme.parse("gptq(bits=3)+lq_lora(rank=4,bits=8)"))
+    assert found == canonical(Scheme.parse("quantease(bits=3)+lq_lora(rank=4,bits=8)"))

@@ -11,11 +11,12 @@ def layer(o=48, d=64):
 @pytest.mark.parametrize(
     ("scheme", "expected"),
     [
-        ("rtn(bits=3,group_size=16)", "gptq(bits=3,group_size=16)"),
-        ("rtn(bits=4,symmetric=false)", "gptq(bits=4,symmetric=false)"),
-        ("svd(rank=8)+rtn(bits=4)", "svd_llm(rank=8)+gptq(bits=4)"),
-        ("magnitude(sparsity=0.5)+rtn(bits=4)", "wanda(sparsity=0.5)+gptq(bits=4)"),
-        ("gptq(bits=2)", "gptq(bits=2)"),
+        ("rtn(bits=3,group_size=16)", "quantease(bits=3,group_size=16)"),
+        ("rtn(bits=4,symmetric=false)", "quantease(bits=4,symmetric=false)"),
+        ("svd(rank=8)+rtn(bits=4)", "svd_llm(rank=8)+quantease(bits=4)"),
+        ("magnitude(sparsity=0.5)+rtn(bits=4)", "wanda(sparsity=0.5)+quantease(bits=4)"),
+        ("gptq(actorder=false,bits=2,damping=0.1)", "quantease(actorder=false,bits=2,damping=0.1)"),
+        ("quantease(bits=2,rounds=9)", "quantease(bits=2,rounds=9)"),
     ],
 )
 def test_each_method_gives_way_to_its_stronger_one_at_the_same_bytes(scheme, expected):

@@ -14,8 +14,9 @@ from autocompress.workflows.methods import describe_method, describe_methods
 from autocompress.workflows.taxonomy import describe_taxonomy, taxonomy
 
 LEAVES = """
-uniform grid; uniform grid fitted without calibration; error compensation; activation-aware scaling;
-learned rounding; half precision; 8-bit floating point; block floating point;
+uniform grid; uniform grid fitted without calibration; error compensation;
+coordinate descent over codes; activation-aware scaling; learned rounding;
+half precision; 8-bit floating point; block floating point;
 levels of a distribution; learned levels; vector and product quantization; trellis codes; ternary;
 binary; outliers kept apart; precision per subgroup of a layer; precision per layer; rotation;
 learned rotation; dynamic integers per token; smoothing; clusters of channels; key-value cache;
