@@ -44,10 +44,10 @@ SCHEMES = {
     "model.layers.2.self_attn.o_proj": "hadamard(seed=7)+gptq(bits=4,group_size=8)",
     "model.layers.2.mlp.gate_proj": "awq(search=4)+gptq(bits=3,group_size=8)",
     "model.layers.2.mlp.up_proj": "asvd(rank=6)+rtn(bits=6)",
-    "model.layers.2.mlp.down_proj": "rtn(bits=3,group_size=16)+eora(rank=3)",
+    "model.layers.2.mlp.down_proj": "quantease(bits=3,group_size=16)+eora(rank=3)",
     "model.layers.3.self_attn.q_proj": "sparsegpt(pattern=4:8)+gptq+lq_lora(rank=2,bits=6)",
     "model.layers.3.self_attn.k_proj": "rtn(bits=3)+outlier_columns(share=0.1)",
-    "model.layers.3.self_attn.v_proj": "rtn(bits=3)+outlier_weights(share=0.1)",
+    "model.layers.3.self_attn.v_proj": "autoround(bits=3)+outlier_weights(share=0.1)",
     "model.layers.3.self_attn.o_proj": "obs_block(block=8)+outlier_weights(share=0.02)",
     "model.layers.3.mlp.gate_proj": (
         "awq(search=4)+rtn+outlier_columns(share=0.1)+int_inputs(bits=5)"

@@ -19,8 +19,8 @@ KINDS = {
     "factorize": ("svd", "svd_llm", "asvd"),
     "sparsify": ("magnitude", "wanda", "sparsegpt", "obs_block"),
     "quantize": (
-        "rtn", "gptq", "cast", "fp8", "mxfp4", "nvfp4", "nf4", "binary", "ternary", "hqq",
-        "kmeans", "product", "subgroup",
+        "rtn", "gptq", "autoround", "quantease", "cast", "fp8", "mxfp4", "nvfp4", "nf4",
+        "binary", "ternary", "hqq", "kmeans", "product", "subgroup",
     ),
     "residual": ("eora", "lq_lora", "outlier_columns", "outlier_weights"),
     "inputs": ("int_inputs",),
@@ -207,6 +207,8 @@ def read_codebooks(codes: np.ndarray, tensors: Tensors, stage: Stage) -> np.ndar
 CODINGS: dict[str, Callable[[np.ndarray, Tensors, Stage], np.ndarray]] = {
     "rtn": read_grid,
     "gptq": read_grid,
+    "autoround": read_grid,
+    "quantease": read_grid,
     "hqq": read_float_zeros,
     "kmeans": read_codebooks,
     **dict.fromkeys(("fp8", "mxfp4", "nvfp4", "nf4", "binary", "ternary"), read_levels),

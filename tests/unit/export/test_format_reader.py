@@ -41,6 +41,8 @@ LAYERS = {
 SCHEMES = (
     "rtn(bits=4,group_size=16)",
     "gptq(bits=3,group_size=12,symmetric=false)",
+    "autoround(bits=3,group_size=12,iterations=10)",
+    "quantease(bits=2,group_size=16,symmetric=false,rounds=1)",
     "wanda(sparsity=0.6)+gptq(bits=5,group_size=0,symmetric=false)",
     "magnitude(sparsity=0.6)",
     "magnitude(sparsity=0.01)+rtn(bits=2)",

@@ -15,6 +15,8 @@ from .conftest import SCHEMES, compress_all, expected_outputs, outputs
 WIDTHS = tuple(f"rtn(bits={bits},group_size=32)" for bits in range(2, 9))
 OTHERS = (
     "gptq(bits=4,group_size=32)",
+    "autoround(bits=3,group_size=16,iterations=10)",
+    "quantease(bits=2,group_size=32,rounds=1)",
     "svd_llm(rank=8)+gptq(bits=4)",
     "wanda(sparsity=0.5)",
     "sparsegpt(pattern=2:4)+gptq(bits=4)",
