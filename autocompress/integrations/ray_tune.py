@@ -33,6 +33,7 @@ from autocompress.core import (
     TrialStatus,
 )
 from autocompress.core.errors import RunDirectoryError, UsageError
+from autocompress.core.files import write_atomically
 from autocompress.integrations.asked_study import AskedStudy
 from autocompress.integrations.tune_rows import (
     DAMAGE,
@@ -151,7 +152,7 @@ class AutocompressSearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
 
     def save(self, checkpoint_path: str) -> None:
         """Write the journal of told results and the running trials as JSON."""
-        Path(checkpoint_path).write_text(json.dumps(self.get_state()), encoding="utf-8")
+        write_atomically(Path(checkpoint_path), json.dumps(self.get_state()))
 
     def restore(self, checkpoint_path: str) -> None:
         """Go on from a saved journal.

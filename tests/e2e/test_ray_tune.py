@@ -140,6 +140,7 @@ def test_restore_goes_on_with_the_sequence_after_a_kill(tmp_path):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        time.sleep(0.4)  # Tune writes once a second, and reads no file that a kill cut short
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
