@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from autocompress.core.errors import SchemeError
-from autocompress.methods.base import METHODS, GridQuantizer, Needs
-from autocompress.methods.coding import Quantized
-from autocompress.methods.gptq import GPTQ, GPTQOptions, usable_factor
-from autocompress.methods.grid import Grid, GridCoding, GridOptions, round_to_nearest, storable
-from autocompress.methods.problem import LayerProblem
+from autocompress.methods.base import METHODS
+from autocompress.methods.gptq import GPTQOptions, RefinedGPTQ
+from autocompress.methods.grid import Grid, GridOptions, storable
+from autocompress.methods.levels import grouped, per_weight
+from autocompress.methods.problem import InverseFactor, LayerProblem, row_losses
 
 _ROWS_AT_ONCE = 1 << 17  # elements of each of the buffers of a chunk of rows
 _FIRST_STEP = 0.1  # the first step is this share of 1 / iterations
@@ -52,25 +52,23 @@ class AutoRoundOptions(GPTQOptions):
             )
 
 
-class AutoRound(GridQuantizer[AutoRoundOptions]):
+class AutoRound(RefinedGPTQ[AutoRoundOptions]):
     """GPTQ, then learned rounding and clipping; no row loses more than by GPTQ."""
 
-    needs = Needs.HESSIAN
+    name = "autoround"
     options = AutoRoundOptions
     summary = "GPTQ, then rounding and clipping learned by signed gradients of the layer's loss"
 
-    def quantize(
-        self, problem: LayerProblem, mask: Tensor | None, options: AutoRoundOptions
-    ) -> Quantized:
-        """See `Quantizer.quantize`; rounds to nearest, with a note, where H is of no use."""
-        factor, reason = usable_factor(problem, options)
-        if factor is None:
-            note = f"autoround rounded to nearest: {reason}"
-            return round_to_nearest(problem, mask, options, (note,))
-        start = GPTQ().quantize(problem, mask, options)
-        grid = GridCoding(options).grid(start.parameters)
-        grid, codes = learned(problem, mask, grid, start.codes, options.iterations)
-        return grid.quantized(codes, start.notes)
+    def refined(
+        self,
+        problem: LayerProblem,
+        mask: Tensor | None,
+        options: AutoRoundOptions,
+        factor: InverseFactor,  # noqa: ARG002 - the loss is that of H itself
+        start: tuple[Grid, Tensor],
+    ) -> tuple[Grid, Tensor]:
+        """See `RefinedGPTQ.refined`."""
+        return learned(problem, mask, *start, options.iterations)
 
 
 def learned(
@@ -95,20 +93,16 @@ def learned(
         start = Grid(grid.options, scales[rows], zeros[rows])
         rounding = Rounding(problem.weight[rows], kept, start, codes[rows])
         found = _best_iterate(rounding, hessian, iterations)
-        better = _row_losses(problem.weight[rows], hessian, found) < _row_losses(
-            problem.weight[rows], hessian, (start, codes[rows])
+        after, before = (
+            row_losses(g.dense(c), problem.weight[rows], hessian)
+            for g, c in (found, (start, codes[rows]))
         )
+        better = after < before
         chosen = rows[better]
         scales[chosen], zeros[chosen] = found[0].scales[better], found[0].float_zeros[better]
         codes[chosen] = found[1][better]
     stored = None if grid.zeros is None else zeros.to(torch.uint8)
     return Grid(grid.options, scales, stored), codes
-
-
-def _row_losses(weight: Tensor, hessian: Tensor, found: tuple[Grid, Tensor]) -> Tensor:
-    """``d H d^T`` of each row, in float64: single precision cannot tell small gains from none."""
-    difference = found[0].dense(found[1]).double() - weight.double()
-    return ((difference @ hessian.double()) * difference).sum(1)
 
 
 def _best_iterate(rounding: Rounding, hessian: Tensor, iterations: int) -> tuple[Grid, Tensor]:
@@ -228,13 +222,11 @@ class Rounding:
     def _wide(self, per_group: Tensor) -> Tensor:
         """(rows, d) from (rows, G)."""
         d = self.weight.shape[1]
-        return per_group.repeat_interleave(self.options.width(d), 1)[:, :d]
+        return per_weight(per_group, self.options.width(d), d)
 
     def _per_group(self, matrix: Tensor) -> Tensor:
         """Sums over groups, (rows, G) from (rows, d)."""
-        width, d = self.options.width(matrix.shape[1]), matrix.shape[1]
-        padded = torch.nn.functional.pad(matrix, (0, -d % width))
-        return padded.view(len(matrix), -1, width).sum(-1)
+        return grouped(matrix, self.options.width(matrix.shape[1])).sum(-1)
 
 
 METHODS.add("autoround", AutoRound())

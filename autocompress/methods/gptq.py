@@ -10,8 +10,10 @@ Alistarh 2023, arXiv 2301.00774), unless the sparsifier did so already.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,10 +21,19 @@ from torch import Tensor
 from autocompress.core.errors import SchemeError
 from autocompress.methods.base import METHODS, GridQuantizer, Needs
 from autocompress.methods.coding import Quantized
-from autocompress.methods.grid import Grid, GridOptions, best_grid, round_to_nearest
+from autocompress.methods.grid import (
+    Grid,
+    GridCoding,
+    GridOptions,
+    best_grid,
+    round_to_nearest,
+)
 from autocompress.methods.problem import DAMPING, InverseFactor, LayerProblem
 
 _LEAF = 16  # inputs that are updated one by one; above it, updates are matrix products
+
+
+GPTQOptionsT = TypeVar("GPTQOptionsT", bound="GPTQOptions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +81,49 @@ class GPTQ(GridQuantizer[GPTQOptions]):
         if factor.damping > options.damping:
             notes = (f"gptq raised damping to {factor.damping}: H is not positive definite",)
         return grid.quantized(sweep(problem.weight, mask, grid, factor), notes)
+
+
+class RefinedGPTQ(GridQuantizer[GPTQOptionsT]):
+    """A quantizer that starts from the grid and codes of GPTQ.
+
+    Attributes:
+        name: of the method, for its notes.
+    """
+
+    needs = Needs.HESSIAN
+    name: ClassVar[str]
+
+    def quantize(
+        self, problem: LayerProblem, mask: Tensor | None, options: GPTQOptionsT
+    ) -> Quantized:
+        """See `Quantizer.quantize`; rounds to nearest, with a note, where H is of no use."""
+        factor, reason = usable_factor(problem, options)
+        if factor is None:
+            note = f"{self.name} rounded to nearest: {reason}"
+            return round_to_nearest(problem, mask, options, (note,))
+        start = GPTQ().quantize(problem, mask, options)
+        grid = GridCoding(options).grid(start.parameters)
+        grid, codes = self.refined(problem, mask, options, factor, (grid, start.codes))
+        return grid.quantized(codes, start.notes)
+
+    @abstractmethod
+    def refined(
+        self,
+        problem: LayerProblem,
+        mask: Tensor | None,
+        options: GPTQOptionsT,
+        factor: InverseFactor,
+        start: tuple[Grid, Tensor],
+    ) -> tuple[Grid, Tensor]:
+        """Grid and codes (o, d) uint8 that lose no more in any row than those to start from.
+
+        Args:
+            problem: the weight and its statistics; H is not None.
+            mask: (o, d) bool, True where the weight is kept; None keeps all.
+            options: of this method.
+            factor: the inverse factor that GPTQ used.
+            start: grid and codes of GPTQ.
+        """
 
 
 def usable_factor(problem: LayerProblem, options: GPTQOptions) -> tuple[InverseFactor | None, str]:

@@ -153,7 +153,7 @@ class ScaledCoding(Coding):
         for part in row_blocks(codes):
             torch.mul(
                 self.levels.values(codes[part]),
-                _per_weight(scales[part], width, shape[1]),
+                per_weight(scales[part], width, shape[1]),
                 out=values[part],
             )
         return values
@@ -164,7 +164,7 @@ class ScaledCoding(Coding):
         width, d = self.width(weight.shape[1]), weight.shape[1]
         codes = torch.empty_like(weight, dtype=torch.uint8)
         for part in row_blocks(weight):
-            scaled = weight[part] / _per_weight(divisors[part], width, d)
+            scaled = weight[part] / per_weight(divisors[part], width, d)
             codes[part] = self.levels.codes(scaled)
         return codes
 
@@ -212,8 +212,8 @@ def by_group(
         find: makes (rows, G) of weights (rows, G, width) and importance (1, G, width); both are
             zero where a ragged last group has ended.
     """
-    cost = _grouped(importance[None], width)
-    return torch.cat([find(_grouped(weight[part], width), cost) for part in row_blocks(weight)])
+    cost = grouped(importance[None], width)
+    return torch.cat([find(grouped(weight[part], width), cost) for part in row_blocks(weight)])
 
 
 def kept_weight(problem: LayerProblem, mask: Tensor | None) -> Tensor:
@@ -238,11 +238,11 @@ def row_blocks(matrix: Tensor) -> Iterator[slice]:
         yield slice(start, start + n_rows)
 
 
-def _grouped(matrix: Tensor, width: int) -> Tensor:
+def grouped(matrix: Tensor, width: int) -> Tensor:
     """(rows, G, width) of (rows, d), zeros after the end."""
     return functional.pad(matrix, (0, -matrix.shape[1] % width)).view(len(matrix), -1, width)
 
 
-def _per_weight(scales: Tensor, width: int, in_features: int) -> Tensor:
+def per_weight(scales: Tensor, width: int, in_features: int) -> Tensor:
     """(rows, d) of (rows, G)."""
     return scales.repeat_interleave(width, dim=1)[:, :in_features]

@@ -180,9 +180,7 @@ class LayerProblem:
 
         Without statistics H is the identity. Accumulated in float64.
         """
-        difference = dense.to(torch.float64) - self.weight.to(torch.float64)
-        weighted = difference if self.hessian is None else difference @ self.hessian.double()
-        return float((weighted * difference).sum())
+        return float(row_losses(dense, self.weight, self.hessian).sum())
 
     def inverse_factor(self, *, by_activation: bool, damping: float) -> InverseFactor | None:
         """The inverse factor, inputs ordered by diag(H) if `by_activation`; None if all fails."""
@@ -223,6 +221,16 @@ class LayerProblem:
             ridge = _SHRINKAGE * float(hessian.diagonal().mean()) or 1.0
             hessian = hessian + ridge * torch.eye(len(hessian), device=hessian.device)
         return spectrum_of(self.weight, hessian)
+
+
+def row_losses(dense: Tensor, weight: Tensor, hessian: Tensor | None) -> Tensor:
+    """``d H d^T`` of each row d of dense - weight, (o,) float64; without H the squared length.
+
+    Single precision could not tell small gains from none.
+    """
+    difference = dense.double() - weight.double()
+    weighted = difference if hessian is None else difference @ hessian.double()
+    return (weighted * difference).sum(1)
 
 
 def inverse_cholesky_upper(hessian: Tensor, ridge: float) -> Tensor | None:

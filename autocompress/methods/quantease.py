@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from autocompress.core.errors import SchemeError
-from autocompress.methods.base import METHODS, GridQuantizer, Needs
-from autocompress.methods.coding import Quantized
-from autocompress.methods.gptq import GPTQ, GPTQOptions, usable_factor
-from autocompress.methods.grid import Grid, GridCoding, round_to_nearest, storable
-from autocompress.methods.problem import LayerProblem
+from autocompress.methods.base import METHODS
+from autocompress.methods.gptq import GPTQOptions, RefinedGPTQ
+from autocompress.methods.grid import Grid, storable
+from autocompress.methods.levels import grouped, per_weight
+from autocompress.methods.problem import InverseFactor, LayerProblem, row_losses
 
 _ELEMENTS_AT_ONCE = 1 << 22  # of each of the buffers of a chunk of rows
 _BLOCK = 32  # inputs that are updated one by one; what they did to the others is a matrix product
@@ -50,28 +50,26 @@ class QuantEaseOptions(GPTQOptions):
             )
 
 
-class QuantEase(GridQuantizer[QuantEaseOptions]):
+class QuantEase(RefinedGPTQ[QuantEaseOptions]):
     """GPTQ, then coordinate descent; no row loses more than by GPTQ."""
 
-    needs = Needs.HESSIAN
+    name = "quantease"
     options = QuantEaseOptions
     summary = "GPTQ, then coordinate descent over codes and least-squares scales"
 
-    def quantize(
-        self, problem: LayerProblem, mask: Tensor | None, options: QuantEaseOptions
-    ) -> Quantized:
-        """See `Quantizer.quantize`; rounds to nearest, with a note, where H is of no use."""
-        factor, reason = usable_factor(problem, options)
-        if factor is None or problem.hessian is None:
-            note = f"quantease rounded to nearest: {reason}"
-            return round_to_nearest(problem, mask, options, (note,))
-        start = GPTQ().quantize(problem, mask, options)
-        grid = GridCoding(options).grid(start.parameters)
+    def refined(
+        self,
+        problem: LayerProblem,
+        mask: Tensor | None,
+        options: QuantEaseOptions,
+        factor: InverseFactor,
+        start: tuple[Grid, Tensor],
+    ) -> tuple[Grid, Tensor]:
+        """See `RefinedGPTQ.refined`."""
+        assert problem.hessian is not None  # by contract
         damped = problem.hessian.clone()
         damped.diagonal().add_(factor.ridge)
-        descent = Descent(problem, mask, damped, factor.order)
-        grid, codes = descent.run(grid, start.codes, options.rounds)
-        return grid.quantized(codes, start.notes)
+        return Descent(problem, mask, damped, factor.order).run(*start, options.rounds)
 
 
 class Descent:
@@ -151,32 +149,26 @@ class Descent:
         d, width = codes.shape[1], grid.options.width(codes.shape[1])
         scales = grid.scales[rows]
         zeros = grid.float_zeros.expand(grid.scales.shape)[rows]
-        levels = codes[rows] - zeros.repeat_interleave(width, 1)[:, :d]
+        levels = codes[rows] - per_weight(zeros, width, d)
         system = torch.stack(
             [
-                _per_group(levels[:, g : g + width] @ self._damped[g : g + width] * levels, width)
+                grouped(levels[:, g : g + width] @ self._damped[g : g + width] * levels, width).sum(
+                    -1
+                )
                 for g in range(0, d, width)
             ],
             dim=1,
         ).double()
         error = self._problem.weight[rows] - Grid(grid.options, scales, zeros).dense(codes[rows])
-        missing = _per_group((error @ self._damped) * levels, width).double()
+        missing = grouped((error @ self._damped) * levels, width).sum(-1).double()
         diagonal = system.diagonal(dim1=1, dim2=2)
         diagonal += (_PULL * diagonal.mean(1, keepdim=True)).clamp(min=torch.finfo().tiny)
         change = torch.linalg.solve(system, missing[..., None])[..., 0]
         return storable((scales + change).float())
 
     def _losses(self, grid: Grid, codes: Tensor) -> Tensor:
-        """``d H d^T`` of each row, (o,) float64."""
-        assert self._problem.hessian is not None  # by contract
-        difference = grid.dense(codes).double() - self._problem.weight.double()
-        return ((difference @ self._problem.hessian.double()) * difference).sum(1)
-
-
-def _per_group(matrix: Tensor, width: int) -> Tensor:
-    """Sums over groups, (rows, G) from (rows, d)."""
-    padded = torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % width))
-    return padded.view(len(matrix), -1, width).sum(-1)
+        """Of each row, by H itself, (o,) float64."""
+        return row_losses(grid.dense(codes), self._problem.weight, self._problem.hessian)
 
 
 METHODS.add("quantease", QuantEase())

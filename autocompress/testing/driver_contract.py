@@ -6,20 +6,17 @@ To hold a driver to the contract, subclass `DriverContract` in a test module and
 
 from __future__ import annotations
 
-import os
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from autocompress.bank import Bank
 from autocompress.core import (
     BASE_ALLOCATION,
     Allocation,
@@ -34,17 +31,17 @@ from autocompress.core import (
 from autocompress.core.errors import SchemeError, TrialError
 from autocompress.cost import DEFAULT_PROFILE, PROFILES, CostModel
 from autocompress.evaluate import Corpus, CorpusKind, Example, Reference, Scores, Split, Task
-from autocompress.methods import InputMap, LayerStatistics
+from autocompress.methods import LayerStatistics
 from autocompress.models import ModelLayout, version_counters, weight_matrix
 from autocompress.search.context import TrialContext
 from autocompress.search.driver import Driver
 from autocompress.search.run_trial import run_trial
 from autocompress.spaces.space import Choice, Option, SearchSpace
+from autocompress.testing.scripted_bank import SCRIBBLE, ScriptedBank
 
 WIDTH = 32
 LAYERS = ("first", "second", "third")
 WIDTHS = tuple(Scheme.parse(f"rtn(bits={bits},group_size=16)") for bits in (2, 4, 8))
-_SCRIBBLE = 12345.0
 _POWER = 0.86  # mean square of the base's outputs, rounded
 
 
@@ -115,7 +112,7 @@ class OutputError(Task):
     ) -> Scores:
         """The error of each vector relative to the outputs' typical power."""
         first, second = (cast(Tensor, module.get_submodule(n).weight) for n in LAYERS[:2])
-        if float(first[0, 0]) == _SCRIBBLE:
+        if float(first[0, 0]) == SCRIBBLE:
             second.mul_(2.0)
         base = reference["outputs"]
         outputs = self._outputs(module, split, batch_size)
@@ -145,68 +142,6 @@ class OutputError(Task):
 def _inputs(seed: int) -> list[Example]:
     generator = torch.Generator().manual_seed(seed)
     return [{"values": torch.randn(WIDTH, generator=generator)} for _ in range(16)]
-
-
-class ScriptedBank(Bank):
-    """A bank for which some schemes are misbehaviours instead of methods.
-
-    ``fail`` raises, ``exhaust`` runs out of memory, ``nan`` gives weights that are not finite,
-    ``scribble`` makes the task write to the base model; ``crash`` ends the process, ``crash_once``
-    only the first time; ``hang`` never comes back. Filling does what ends the process alone.
-    """
-
-    def prepare(self, allocation: Mapping[str, Scheme]) -> None:
-        """Misbehaviours are not built ahead."""
-
-    def fill(self, wanted: Mapping[str, Sequence[Scheme]], **options: Any) -> None:
-        """Builds schemes that are none of the misbehaviours."""
-        for script in {s.stages[0].method for schemes in wanted.values() for s in schemes}:
-            if script == "crash_once":
-                self._crash_once()
-            _misbehave(script)
-        methods = {n: [s for s in wanted[n] if s.stages[0].method == "rtn"] for n in wanted}
-        super().fill(methods, **options)
-
-    def dense(self, name: str, scheme: Scheme, dtype: torch.dtype) -> Tensor:
-        """The matrix, or the misbehaviour."""
-        script = scheme.stages[0].method
-        shape = (WIDTH, WIDTH)
-        if script == "nan":
-            return torch.full(shape, torch.nan, dtype=dtype)
-        if script == "scribble":
-            return torch.full(shape, _SCRIBBLE, dtype=dtype)
-        if script == "crash_once":
-            self._crash_once()
-            return torch.full(shape, torch.nan, dtype=dtype)
-        _misbehave(script)
-        return super().dense(name, scheme, dtype)
-
-    def input_maps(self, allocation: Mapping[str, Scheme]) -> dict[str, InputMap]:  # noqa: ARG002
-        """See `Bank.input_maps`; no scheme rounds inputs."""
-        return {}
-
-    def notes(self, name: str, scheme: Scheme) -> tuple[str, ...]:
-        """None for misbehaviours."""
-        is_method = scheme.stages[0].method == "rtn"
-        return super().notes(name, scheme) if is_method else ()
-
-    def _crash_once(self) -> None:
-        marker = self.root / "crashed"
-        if not marker.exists():
-            self.root.mkdir(parents=True, exist_ok=True)
-            marker.touch()
-            os._exit(1)
-
-
-def _misbehave(script: str) -> None:
-    if script == "fail":
-        raise ValueError("scripted failure")
-    if script == "exhaust":
-        raise MemoryError("scripted exhaustion")
-    if script == "crash":
-        os._exit(1)
-    if script == "hang":
-        time.sleep(3600)
 
 
 def _no_statistics(_: LayerSpec) -> LayerStatistics:

@@ -88,8 +88,8 @@ def search(
     Args:
         model: directory, hub id or ``package:NAME/FOLDER``.
         space: name of a shipped search space, or path of a YAML file.
-        target: where the compressed model is to run (``any``, ``transformers``, ``vllm``): options
-            of the space that cannot run there are left out.
+        target: where the compressed model is to run (``any``, ``transformers``, ``vllm``,
+            ``llama.cpp``): options of the space that cannot run there are left out.
         data: file, `datasets` directory, hub name or built-in; ``auto`` for the task's default.
         task: name of a task; ``auto`` reads it from the model's config.
         sampler: ``guided`` or another one that ``autocompress samplers`` lists.

@@ -276,9 +276,23 @@ class Session:
         return store.get
 
     def reference(self, module: nn.Module, split: Split, batch_size: int) -> Reference:
-        """Outputs of the base model on `split`."""
-        self.progress.step(f"Evaluating the base model on {split.n_tokens:,} {split.name} tokens")
-        return self.task.reference(module, split, batch_size=batch_size)
+        """Outputs of the base model on `split`, computed once for each dtype and batch size.
+
+        Args:
+            module: the base model, in any dtype.
+            split: the tokens.
+            batch_size: sequences per forward.
+        """
+        key = (split.digest, next(module.parameters()).dtype, batch_size)
+        if key not in self._references:
+            about = f"{split.n_tokens:,} {split.name} tokens"
+            self.progress.step(f"Evaluating the base model on {about}")
+            self._references[key] = self.task.reference(module, split, batch_size=batch_size)
+        return self._references[key]
+
+    @cached_property
+    def _references(self) -> dict[tuple[str, torch.dtype, int], Reference]:
+        return {}
 
 
 def _layer_needs(space: SearchSpace) -> dict[str, Needs]:

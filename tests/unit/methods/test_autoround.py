@@ -1,25 +1,13 @@
 import pytest
 import torch
+from layers import loss_of, problem_of
 
 from autocompress.core.scheme import Scheme
-from autocompress.methods import LayerProblem, LayerStatistics, compress
+from autocompress.methods import LayerProblem, compress
 from autocompress.methods.autoround import Rounding, learned
 from autocompress.methods.gptq import sweep
 from autocompress.methods.grid import Grid, GridOptions, best_grid
 from autocompress.testing.method_contract import example_layer
-
-
-def problem_of(o, d, n_tokens=1024, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(o, d, generator=generator)
-    inputs = torch.randn(n_tokens, d, generator=generator)
-    inputs = inputs @ torch.randn(d, d, generator=generator)
-    return LayerProblem(weight, LayerStatistics(inputs.T @ inputs / n_tokens, n_tokens, "x"))
-
-
-def loss_of(problem, text):
-    compressed = compress(problem.weight, Scheme.parse(text), problem.statistics, problem=problem)
-    return problem.loss(compressed.to_dense())
 
 
 def start_of(problem, mask, options):
@@ -181,28 +169,6 @@ def test_pruned_weights_stay_zero(sparsifier):
         by_gptq = loss_of(problem, f"{sparsifier}+gptq{rest}")
         if sparsifier == "wanda":  # else the target of both is the compensated weight
             assert problem.loss(dense) <= by_gptq
-
-
-@pytest.mark.parametrize(
-    ("statistics", "reason"),
-    [
-        (LayerStatistics.none(), "the layer has no calibration statistics"),
-        (
-            LayerStatistics(torch.diag(torch.tensor([-5.0] + [1.0] * 15)), 100, "x"),
-            "H has no Cholesky factor at any damping up to 1",
-        ),
-        (
-            LayerStatistics(torch.eye(16), 31, "x"),
-            "31 calibration tokens are fewer than twice the 16 inputs; give at least 32",
-        ),
-    ],
-)
-def test_without_a_usable_hessian_it_rounds_and_says_so(statistics, reason):
-    weight = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
-    compressed = compress(weight, Scheme.parse("autoround"), statistics)
-    assert compressed.notes == (f"autoround rounded to nearest: {reason}",)
-    rounded = compress(weight, Scheme.parse("rtn"), statistics)
-    assert torch.equal(compressed.to_dense(), rounded.to_dense())
 
 
 def test_it_stores_what_gptq_stores():

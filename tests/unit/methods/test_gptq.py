@@ -1,5 +1,6 @@
 import pytest
 import torch
+from layers import loss_of, problem_of
 
 from autocompress.core.scheme import Scheme
 from autocompress.methods import LayerProblem, LayerStatistics, compress
@@ -28,19 +29,6 @@ def naive_gptq(weight, mask, grid, factor):
             errors[i, k] = (row[k] - (code - zero) * scale) / upper[k, k]
             row[k + 1 :] -= errors[i, k] * upper[k, k + 1 :]
     return codes, errors
-
-
-def problem_of(o, d, n_tokens=1024, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(o, d, generator=generator)
-    inputs = torch.randn(n_tokens, d, generator=generator)
-    inputs = inputs @ torch.randn(d, d, generator=generator)
-    return LayerProblem(weight, LayerStatistics(inputs.T @ inputs / n_tokens, n_tokens, "x"))
-
-
-def loss_of(problem, text):
-    compressed = compress(problem.weight, Scheme.parse(text), problem.statistics, problem=problem)
-    return problem.loss(compressed.to_dense())
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

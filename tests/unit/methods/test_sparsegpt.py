@@ -1,5 +1,6 @@
 import pytest
 import torch
+from layers import loss_of
 
 from autocompress.core import LayerSpec
 from autocompress.core.scheme import Scheme
@@ -18,11 +19,6 @@ def problem_of(o, d, n_tokens=1024, seed=0):
     inputs = torch.randn(n_tokens, d, generator=generator) * torch.arange(1, d + 1) ** -0.7
     inputs = inputs @ mixing * torch.randn(d, generator=generator).mul(0.7).exp()
     return LayerProblem(weight, LayerStatistics(inputs.T @ inputs / n_tokens, n_tokens, "x"))
-
-
-def loss_of(problem, text):
-    compressed = compress(problem.weight, Scheme.parse(text), problem.statistics, problem=problem)
-    return problem.loss(compressed.to_dense())
 
 
 def naive_sparsegpt(problem, options):

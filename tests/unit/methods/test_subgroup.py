@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from layers import loss_of
 
 from autocompress.core.errors import ModelError, SchemeError
 from autocompress.core.scheme import Scheme
@@ -50,11 +51,6 @@ def uneven_problem(o=64, d=96):
     layer = example_layer(o, d)
     sizes = torch.linspace(-4, 2, o // 4).exp().repeat_interleave(4)
     return LayerProblem(layer.weight * sizes[:, None], layer.statistics)
-
-
-def loss_of(problem, text):
-    compressed = compress(problem.weight, Scheme.parse(text), problem.statistics, problem=problem)
-    return problem.loss(compressed.to_dense())
 
 
 @pytest.mark.parametrize("total", [2, 6, 12, 20, 26, 36, 40])
