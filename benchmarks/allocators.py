@@ -7,7 +7,7 @@ all three splits of tokens. The guided sampler is told the sizes (`--aim`); the 
 sizes of their own over the whole range.
 
 Usage: python benchmarks/allocators.py [--model M] [--space FILE] [--samplers guided evopress ...]
-       [--trials N] [--seeds N] [--out results/allocators_NAME.json]
+       [--trials N] [--seeds 0 1 2] [--out results/allocators_NAME.json]
 """
 
 from __future__ import annotations
@@ -229,12 +229,13 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--bits", type=float, nargs="+", default=[2.75, 3.0, 3.5, 4.0])
     parser.add_argument("--trials", type=int, default=60)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--random", type=int, default=30, help="allocations that judge the ranking")
     parser.add_argument("--calibration-tokens", type=int, default=8192)
     parser.add_argument("--search-tokens", type=int, default=2048)
     parser.add_argument("--report-tokens", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--cache", type=Path, required=True, help="statistics, bank and tables")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -242,15 +243,16 @@ def main() -> None:
         "model": arguments.model,
         "space": Path(arguments.space).stem,
         "trials": arguments.trials,
+        "device": arguments.device,
         "tokens": [
             arguments.calibration_tokens, arguments.search_tokens, arguments.report_tokens
         ],
         "seeds": [],
     }  # fmt: skip
-    for seed in range(arguments.seeds):
+    for seed in arguments.seeds:
         settings = SearchSettings(
             arguments.model, space=arguments.space, seed=seed, dtype=EXACT_DTYPE,
-            calibration_tokens=arguments.calibration_tokens,
+            device=arguments.device, calibration_tokens=arguments.calibration_tokens,
             search_tokens=arguments.search_tokens, report_tokens=arguments.report_tokens,
         )  # fmt: skip
         case = Case(settings, arguments.cache, arguments.threads)

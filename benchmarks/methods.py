@@ -301,6 +301,7 @@ class Bench:
             statistics_ = self.session.searched_curvature.statistics(layer)
             started = time.perf_counter()
             dense = compress(weight, allocation[layer.name], statistics_).to_dense()
+            float(dense[0, 0])  # waits for the device
             seconds.append(time.perf_counter() - started)
             problem = LayerProblem(weight, statistics_)
             losses.append(problem.loss(dense) / problem.loss(torch.zeros_like(dense)))
@@ -317,6 +318,7 @@ def header(arguments: argparse.Namespace, session: Session) -> dict[str, Any]:
         "search_tokens": session.splits.search.n_tokens,
         "seed": arguments.seed,
         "threads": arguments.threads,
+        "device": arguments.device,
     }
 
 
@@ -356,6 +358,7 @@ def main() -> None:
     parser.add_argument("--search-tokens", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--cache", type=Path, help="statistics and bank; kept, unlike the default")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -363,8 +366,8 @@ def main() -> None:
     with TemporaryDirectory() as temporary:
         settings = SearchSettings(
             arguments.model, space=str(SPACE), seed=arguments.seed, dtype=EXACT_DTYPE,
-            calibration_tokens=arguments.calibration_tokens, report_tokens=256,
-            search_tokens=arguments.search_tokens,
+            device=arguments.device, calibration_tokens=arguments.calibration_tokens,
+            search_tokens=arguments.search_tokens, report_tokens=256,
         )  # fmt: skip
         bench = Bench(settings, arguments.cache or Path(temporary), arguments.threads)
         common = header(arguments, bench.session)

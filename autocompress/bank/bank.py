@@ -197,12 +197,16 @@ class Bank:
         self.fill(unread)
 
     def dense(self, name: str, scheme: Scheme, dtype: torch.dtype) -> Tensor:
-        """The decoded matrix (o, d) of a layer in `dtype`; shared between calls, never write it."""
+        """The decoded matrix (o, d) of a layer in `dtype`, on the device of the base weight.
+
+        Shared between calls: never write it.
+        """
         scheme = canonical(scheme)
         key = (name, scheme, dtype)
         matrix = self._dense.get(key)
         if matrix is None:
-            packed = self.packed(name, scheme)
+            # Few bytes go to a GPU, and are decoded there.
+            packed = self.packed(name, scheme).to(self._weights[name].device)
             # Straight to `dtype`, as a loaded checkpoint decodes: through the base dtype it would
             # be rounded once more, and a reload would not compute what was measured.
             matrix = decode(packed.tensors, packed.scheme, packed.shape, dtype)
@@ -214,7 +218,8 @@ class Bank:
         maps: dict[str, InputMap] = {}
         for name, scheme in allocation.items():
             if rounds_inputs(scheme):
-                mapped = input_map(self.packed(name, scheme).tensors, canonical(scheme))
+                packed = self.packed(name, scheme).to(self._weights[name].device)
+                mapped = input_map(packed.tensors, canonical(scheme))
                 assert mapped is not None  # the scheme rounds
                 maps[name] = mapped
         return maps

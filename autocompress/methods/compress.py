@@ -10,7 +10,7 @@ target.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,11 @@ class CompressedWeight:
     def to_dense(self) -> Tensor:
         """The (o, d) matrix that the model computes with, in the base dtype."""
         return decode(self.tensors, self.scheme, self.shape, self.dtype)
+
+    def to(self, device: torch.device) -> CompressedWeight:
+        """The same, its tensors on `device`; those that are there are shared."""
+        tensors = {name: tensor.to(device) for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors)
 
 
 def compress(

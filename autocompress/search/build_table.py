@@ -181,10 +181,10 @@ def _damages(
 
     @cache
     def exact(scheme: Scheme) -> float:
-        packed = bank.packed(layer.name, scheme)
+        packed = bank.packed(layer.name, scheme).to(weight.device)
         # in float32, as search-time forwards decode; a 16-bit base would round once more
         dense = decode(packed.tensors, packed.scheme, packed.shape, torch.float32)
-        damage = predicted_damage(weight, dense.to(weight.device), found)
+        damage = predicted_damage(weight, dense, found)
         return _finite(damage + _of_inputs(dense, packed, found), layer, scheme)
 
     for parts in _summands(schemes):

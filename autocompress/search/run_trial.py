@@ -168,7 +168,7 @@ def _overrides(allocation: Allocation, context: TrialContext) -> Mapping[str, Te
     context.bank.prepare(allocation)
     for name, scheme in allocation.items():
         base = weight_matrix(context.module, context.layout.layer(name))
-        weights[name] = context.bank.dense(name, scheme, base.dtype).to(base.device)
+        weights[name] = context.bank.dense(name, scheme, base.dtype)
     return weights
 
 

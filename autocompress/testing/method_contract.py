@@ -216,6 +216,30 @@ def schemes_survive_text(examples: MethodExamples) -> None:
         assert Scheme.parse(str(scheme)) == scheme, f"{text} does not survive {scheme}"
 
 
+def computes_alike_on(examples: MethodExamples, device: str) -> None:
+    """Compressed on `device` a layer stores and loses what it does on the CPU, up to rounding.
+
+    Not in `CONTRACT`: it needs the device.
+    """
+    for text, layer in _cases(examples):
+        here = _compressed(layer, text)
+        there = compress(layer.weight.to(device), Scheme.parse(text), layer.statistics)
+        layouts = [{n: _layout(t) for n, t in c.tensors.items()} for c in (here, there)]
+        assert layouts[0] == layouts[1], f"{text} stores {layouts[1]} on {device}, not {layouts[0]}"
+        places = {tensor.device.type for tensor in there.tensors.values()}
+        assert places == {device}, f"{text} leaves tensors on {places}"
+        moved = there.to(torch.device("cpu"))
+        dense, decoded = moved.to_dense().float(), there.to_dense().cpu().float()
+        difference = float((dense - decoded).abs().max())
+        assert difference <= 1e-2 * float(dense.abs().max()), (
+            f"{text} decodes otherwise on {device}"
+        )
+        problem = LayerProblem(layer.weight, layer.statistics)
+        losses = [problem.loss(d.to(layer.weight.dtype)) for d in (here.to_dense(), dense)]
+        alike = abs(losses[0] - losses[1]) <= 0.05 * losses[0] + 1e-9
+        assert alike, f"{text} loses {losses[1]:.4g} on {device}, {losses[0]:.4g} on the CPU"
+
+
 CONTRACT: Mapping[str, Callable[[MethodExamples], None]] = {
     function.__name__: function
     for function in (

@@ -79,7 +79,7 @@ def rebuilt_bank(session: Session, base: Bank, dtype: str, rebuilt: Allocation, 
     weight = next(module.parameters())
 
     def compressed(layer: LayerSpec) -> Tensor:
-        return bank.dense(layer.name, rebuilt[layer.name], weight.dtype).to(weight.device)
+        return bank.dense(layer.name, rebuilt[layer.name], weight.dtype)
 
     collect_sequential_statistics(
         module,

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from autocompress.bank import Bank
+from autocompress.bank import DEFAULT_DENSE_BYTES, Bank
 from autocompress.core import Allocation, LayerSpec, Scheme, digest
 from autocompress.core.errors import DataError
 from autocompress.cost import PROFILES, CostModel
@@ -79,6 +79,7 @@ class Quiet:
 
 
 CALIBRATION_BATCH = 8
+_SHARES_OF_A_GPU = 4  # the others: model, activations and logits, what compression needs
 EXACT_DTYPE = "float32"
 
 
@@ -184,8 +185,17 @@ class Session:
             layout=self.base.layout,
             weights=self.weights,
             statistics=self._statistics(statistics_dtype),
-            **({} if size is None else {"capacity_bytes": parse_bytes(size)}),
+            capacity_bytes=None if size is None else parse_bytes(size),
+            dense_bytes=self._dense_bytes(),
         )
+
+    def _dense_bytes(self) -> int:
+        """Memory for decoded matrices: on a GPU a share of what is free there."""
+        device = torch.device(self.settings.device)
+        if device.type != "cuda":
+            return DEFAULT_DENSE_BYTES
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free // (_SHARES_OF_A_GPU * self.settings.workers)
 
     def curvature(self, layers: Collection[str], *, empirical: bool = False) -> CurvatureStore:
         """Curvature of the damage at these layers, collected now where the cache lacks it.

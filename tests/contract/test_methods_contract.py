@@ -1,9 +1,10 @@
 """Every registered method, put through the contract kit. A new method adds one row here."""
 
 import pytest
+import torch
 
 from autocompress.methods import METHODS
-from autocompress.testing.method_contract import CONTRACT, MethodExamples
+from autocompress.testing.method_contract import CONTRACT, MethodExamples, computes_alike_on
 
 EXAMPLES = {
     "rtn": MethodExamples(
@@ -349,6 +350,13 @@ def test_every_method_is_covered():
 @pytest.mark.parametrize("method", METHODS)
 def test_contract(method, check):
     check(EXAMPLES[method])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_computes_what_the_cpu_does(method):
+    computes_alike_on(EXAMPLES[method], "cuda")
 
 
 @pytest.mark.parametrize("method", METHODS)
