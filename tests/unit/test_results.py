@@ -35,6 +35,12 @@ def test_numbers_of_the_search_engine_are_those_of_the_committed_benchmark():
     assert module.updated_engine(text) == text
 
 
+def test_tables_of_the_methods_are_those_of_the_committed_benchmark():
+    module = _readme_results()
+    text = module.METHODS.read_text(encoding="utf-8")
+    assert module.updated_methods(text) == text
+
+
 @pytest.mark.parametrize("run", RUNS, ids=lambda p: p.name)
 def test_a_committed_run_is_complete_and_names_no_path_of_a_machine(run):
     FrontDocument.read(run)  # validates against the schema
