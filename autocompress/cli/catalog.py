@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from autocompress.cli.options import ExportTarget, Json, MethodName, SpaceName, Task
+from autocompress.cli.options import Device, ExportTarget, Json, MethodName, SpaceName, Task
 from autocompress.cli.printing import console, print_json
 
 catalog = typer.Typer()
@@ -56,6 +57,28 @@ def samplers(as_json: Json = False) -> None:
         print_json(rows)
     else:
         console().print(samplers_table(rows))
+
+
+@catalog.command()
+def device(
+    device: Device = "cpu",
+    out: Annotated[
+        Path | None, typer.Option(help="File to write, for --device-profile of a search.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine: FLOP/s and bandwidth, for the analytic latency."""
+    from autocompress.cost import write_profile
+    from autocompress.report.tables import space_table
+    from autocompress.workflows.device import measure_device
+
+    profile = measure_device(device)
+    if out is not None:
+        write_profile(profile, out)
+    if as_json:
+        print_json(profile.to_json())
+    else:
+        console().print(space_table(profile.to_json()))
 
 
 @methods_app.callback(invoke_without_command=True)

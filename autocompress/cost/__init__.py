@@ -1,6 +1,7 @@
 """Costs of compressed models from shapes alone, each with its unit and origin."""
 
 from autocompress.cost.model import CostModel, CostPart, layer_footprint
+from autocompress.cost.profile_file import find_profile, read_profile, write_profile
 from autocompress.cost.profiles import DEFAULT_PROFILE, PROFILES, DeviceProfile
 
 __all__ = [
@@ -9,5 +10,8 @@ __all__ = [
     "CostModel",
     "CostPart",
     "DeviceProfile",
+    "find_profile",
     "layer_footprint",
+    "read_profile",
+    "write_profile",
 ]

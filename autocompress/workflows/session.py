@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from autocompress.bank import DEFAULT_DENSE_BYTES, Bank
 from autocompress.core import Allocation, LayerSpec, Scheme, digest
 from autocompress.core.errors import DataError
-from autocompress.cost import PROFILES, CostModel
+from autocompress.cost import CostModel, find_profile
 from autocompress.evaluate import (
     TASKS,
     ForwardPlan,
@@ -119,7 +119,7 @@ class Session:
             layers=layout.layers,
             other_bytes=layout.other_bytes,
             other_macs_per_token=layout.other_macs_per_token,
-            profile=PROFILES[self.settings.device_profile],
+            profile=find_profile(self.settings.device_profile),
             tokens_per_pass=self.task.tokens_per_pass(self.splits.report),
             searched_layers=self.space.searched_layers,
         )
@@ -333,7 +333,7 @@ def open_session(settings: SearchSettings, cache: Path, progress: Progress = QUI
     config = load_config(source, trust_remote_code=trust)
     task_name = detect_task(config, source) if settings.task == "auto" else settings.task
     task = TASKS[task_name]
-    _ = PROFILES[settings.device_profile]
+    _ = find_profile(settings.device_profile)
     data = task.default_data if settings.data == "auto" else settings.data
     if data is None:
         raise DataError(
