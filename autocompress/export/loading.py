@@ -15,6 +15,8 @@ from autocompress.core.errors import AutocompressError, CheckpointError, UsageEr
 from autocompress.export.hook import install
 from autocompress.export.integrity import check_files
 from autocompress.export.manifest import Manifest
+from autocompress.export.modules import use_kernels
+from autocompress.kernels import require_choice
 from autocompress.models.quiet import quiet_transformers
 
 # What transformers raises, in one place or another, on a config.json that makes no sense.
@@ -30,6 +32,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     device: str = "cpu",
     auto_class: str | None = None,
+    kernels: str | None = None,
 ) -> PreTrainedModel:
     """Load a checkpoint that `autocompress export` wrote.
 
@@ -42,14 +45,20 @@ def load(
         device: torch device to put the model on.
         auto_class: another transformers Auto class than the one it was exported with, e.g.
             ``"AutoModel"`` to drop the head.
+        kernels: ``"reference"`` decodes every layer whenever it runs and computes what the search
+            measured, bit for bit; ``"auto"`` runs each layer on the fastest kernel within its
+            rounding; ``"dense"`` decodes once and keeps the result. None for the environment
+            variable ``AUTOCOMPRESS_KERNELS``, else ``"reference"``.
 
     Returns:
         The model in evaluation mode. Packed layers stay packed in memory.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or of a newer format version.
-        UsageError: no such `auto_class`.
+        UsageError: no such `auto_class` or `kernels`.
     """
+    if kernels is not None:
+        require_choice(kernels)
     directory = Path(path)
     manifest = Manifest.read(directory)
     check_files(directory, manifest)
@@ -73,6 +82,8 @@ def load(
         ) from error
     if auto_class is None:
         _require_complete(directory, report)
+    if kernels is not None:
+        use_kernels(model, kernels)
     return cast(PreTrainedModel, model.to(device).eval())
 
 

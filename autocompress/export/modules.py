@@ -9,6 +9,9 @@ A factorized layer is decoded to its dense matrix as well: a reload then compute
 matrix that the search measured, to the last bit. (Rows that an embedding looks
 up are multiplied alone, and may differ from that matrix in rounding.) Multiplying by the two thin
 factors instead would be cheaper and differ everywhere in rounding.
+
+That is the reference. `use_kernels` lets linear layers run on the fastest kernel instead, within
+its rounding (`autocompress.kernels`); gradients and computing with the weight itself still decode.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from autocompress.core import TensorLayout
 from autocompress.export.deferred import DeferredWeight
 from autocompress.export.plan import PackedLayer
+from autocompress.kernels import REFERENCE, Runner, require_choice
 from autocompress.methods import decode, decode_rows, input_map
 
 
@@ -65,6 +69,9 @@ class PackedModule(StoredTensors):
     _owner: tuple[PackedModule, ...]
     # Empty buffer whose dtype and device are those that the layer computes in.
     compute: Tensor
+    kernels: str = REFERENCE
+    _runner: Runner | None = None
+    _ran_on: tuple[object, ...] = ()
 
     def stored(self) -> dict[str, Tensor]:
         """The stored tensors by name within the layer; those of the owner if this is an alias."""
@@ -85,6 +92,26 @@ class PackedModule(StoredTensors):
         """Inputs as the layer's scheme rounds them; themselves if it does not."""
         mapped = input_map(self.stored(), self.packed_layer.scheme)
         return inputs if mapped is None else mapped(inputs)
+
+    def product(self, inputs: Tensor) -> Tensor | None:
+        """``x Wᵀ`` of inputs (..., in) by a kernel; None if the reference must compute it.
+
+        Kernels have no gradients, and nothing to gain on no tokens.
+        """
+        if self.kernels == REFERENCE or not inputs.numel() or inputs.device.type == "meta":
+            return None
+        if torch.is_grad_enabled() and inputs.requires_grad:
+            return None
+        stored, layer = self.stored(), self.packed_layer
+        # What is prepared belongs to these very tensors: moved or rewritten ones start afresh.
+        on = (inputs.device, self.compute.dtype, *map(_identity, stored.values()))
+        if self._runner is None or self._ran_on != on:
+            self._runner = Runner(
+                layer.scheme, layer.shape, self.compute.dtype, inputs.device, self.kernels
+            )
+            self._ran_on = on
+        rows = self._runner(stored, inputs.reshape(-1, layer.shape[1]))
+        return rows.view(*inputs.shape[:-1], layer.shape[0])
 
     @property
     def weight(self) -> DeferredWeight:
@@ -107,6 +134,9 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[misc]  # weight is 
 
     def forward(self, input: Tensor) -> Tensor:
         """``x Wᵀ + b``; (..., in) to (..., out)."""
+        product = self.product(input)
+        if product is not None:
+            return product if self.bias is None else product + self.bias
         return functional.linear(self.read(input), self.decoded_weight(), self.bias)
 
 
@@ -115,6 +145,9 @@ class PackedConv1D(PackedModule, Conv1D):  # type: ignore[misc]  # transformers 
 
     def forward(self, x: Tensor) -> Tensor:
         """``x W + b``; (..., in) to (..., out)."""
+        product = self.product(x)
+        if product is not None:
+            return product + cast(Tensor, self.bias)
         computed: Tensor = super().forward(self.read(x))
         return computed
 
@@ -195,6 +228,19 @@ def pack_module(
     return packed
 
 
+def use_kernels(model: nn.Module, kernels: str) -> None:
+    """Let the packed layers of `model` run on `kernels`: ``auto``, ``reference`` or ``dense``.
+
+    Raises:
+        UsageError: no such choice.
+    """
+    require_choice(kernels)
+    for module in model.modules():
+        if isinstance(module, PackedModule):
+            module.kernels = kernels
+            module._runner = None
+
+
 def empty_tensors(layouts: Mapping[str, TensorLayout], device: torch.device) -> dict[str, Tensor]:
     """Uninitialised tensors of the given shapes and dtypes."""
     return {
@@ -230,6 +276,11 @@ def restore_stored_dtypes(model: nn.Module) -> None:
                 tensor = buffers[leaf]
                 assert tensor is not None
                 buffers[leaf] = tensor.to(getattr(torch, layout.dtype))
+
+
+def _identity(tensor: Tensor) -> tuple[int, int]:
+    """Changes when a tensor is moved, replaced or written."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _packed_base(cls: type[nn.Module]) -> type[PackedModule] | None:

@@ -6,6 +6,7 @@ registry, its base classes and torch-free modules are imported here, the rest wh
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,10 +80,11 @@ class AutocompressQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
-        from autocompress.export.modules import restore_stored_dtypes
+        from autocompress.export.modules import restore_stored_dtypes, use_kernels
 
         _ = kwargs
         restore_stored_dtypes(model)
+        use_kernels(model, os.environ.get("AUTOCOMPRESS_KERNELS") or "reference")
         return model
 
     def is_serializable(self) -> bool:

@@ -20,7 +20,7 @@ from autocompress.core.layer import LayerSpec
 from autocompress.core.scheme import Scheme
 from autocompress.methods.problem import LayerProblem, LayerStatistics
 from autocompress.methods.schemes import Plan, check, plan
-from autocompress.methods.storage import RESIDUAL, TRANSFORM, MatrixStorage, under
+from autocompress.methods.storage import RESIDUAL, TRANSFORM, under
 
 _REFIT_DAMPING = 1e-4  # share of the mean diagonal
 
@@ -141,7 +141,7 @@ def _compress_factors(problem: LayerProblem, ready: Plan, dtype: torch.dtype) ->
     outer, inner, notes = step.method.factorize(problem, step.options)
     problem_b = LayerProblem(inner, problem.statistics)
     tensors_b, notes_b = _compress_matrix(problem_b, ready, inner, dtype)
-    decoded = _storage((inner.shape[0], inner.shape[1]), ready).decode(tensors_b).float()
+    decoded = ready.storage((inner.shape[0], inner.shape[1])).decode(tensors_b).float()
     statistics = _through(problem, decoded)
     if ready.sparsify is not None or ready.quantize is not None:
         outer = _refitted(problem, decoded, statistics, outer)
@@ -188,7 +188,7 @@ def _compress_matrix(
     """Sparsify and quantize; `exact` is the matrix in all its digits, `dtype` that of values."""
     mask: Tensor | None = None
     notes: tuple[str, ...] = ()
-    storage, quantize = _storage(_shape(exact), ready), ready.quantize
+    storage, quantize = ready.storage(_shape(exact)), ready.quantize
     if ready.sparsify is not None:
         step = ready.sparsify
         mask, notes = step.method.mask(problem, step.options)
@@ -217,7 +217,7 @@ def footprint(layer: LayerSpec, scheme: Scheme) -> Footprint:
     tensors = {
         f"{prefix}{name}": layout
         for prefix, shape in ready.matrices(whole).items()
-        for name, layout in _storage(shape, ready).layout(layer.dtype).items()
+        for name, layout in ready.storage(shape).layout(layer.dtype).items()
     }
     macs = layer.macs_per_token
     if ready.rank is not None:
@@ -266,9 +266,9 @@ def decode_rows(
     if ready.residual is not None:
         return decode(tensors, scheme, shape, dtype)[rows]
     if ready.rank is None:
-        found = _storage(shape, ready).decode_rows(tensors, rows)
+        found = ready.storage(shape).decode_rows(tensors, rows)
     else:
-        storage = {p: _storage(s, ready) for p, s in ready.matrices(shape).items()}
+        storage = {p: ready.storage(s) for p, s in ready.matrices(shape).items()}
         outer = storage["a."].decode_rows(tensors, rows, "a.")
         found = outer.float() @ storage["b."].decode(tensors, "b.").float()
     return _undone(found, tensors, ready).to(dtype)
@@ -286,8 +286,8 @@ def _decode_parts(tensors: Mapping[str, Tensor], ready: Plan, shape: tuple[int, 
 
 def _decode_main(tensors: Mapping[str, Tensor], ready: Plan, shape: tuple[int, int]) -> Tensor:
     if ready.rank is None:
-        return _storage(shape, ready).decode(tensors)
-    storage = {p: _storage(s, ready) for p, s in ready.matrices(shape).items()}
+        return ready.storage(shape).decode(tensors)
+    storage = {p: ready.storage(s) for p, s in ready.matrices(shape).items()}
     outer, inner = (storage[p].decode(tensors, p).to(torch.float32) for p in ("a.", "b."))
     return outer @ inner
 
@@ -297,12 +297,6 @@ def _undone(matrix: Tensor, tensors: Mapping[str, Tensor], ready: Plan) -> Tenso
         return matrix
     step = ready.transform
     return step.method.undo(matrix.float(), under(TRANSFORM, tensors), step.options)
-
-
-def _storage(shape: tuple[int, int], ready: Plan) -> MatrixStorage:
-    sparsify = ready.sparsify
-    n_kept = None if sparsify is None else sparsify.method.n_kept(shape, sparsify.options)
-    return MatrixStorage(shape, ready.coding, n_kept)
 
 
 def _shape(matrix: Tensor) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from autocompress.methods.base import (
     Transform,
 )
 from autocompress.methods.coding import Coding
+from autocompress.methods.storage import MatrixStorage
 
 MethodT = TypeVar("MethodT", bound=Method[Any])
 
@@ -65,6 +66,12 @@ class Plan:
         if self.rank is None:
             return {"": shape}
         return {"a.": (shape[0], self.rank), "b.": (self.rank, shape[1])}
+
+    def storage(self, shape: tuple[int, int]) -> MatrixStorage:
+        """How one of those matrices lies in a file."""
+        sparsify = self.sparsify
+        n_kept = None if sparsify is None else sparsify.method.n_kept(shape, sparsify.options)
+        return MatrixStorage(shape, self.coding, n_kept)
 
     @property
     def rank(self) -> int | None:

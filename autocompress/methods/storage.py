@@ -92,15 +92,22 @@ class MatrixStorage:
 
     def decode(self, tensors: Stored, prefix: str = "") -> Tensor:
         """The matrix (o, d): plain values in their dtype, quantized ones in float32."""
-        mask = self._mask(tensors, prefix)
         if self.coding is None:
-            return self._spread(tensors[f"{prefix}{_VALUES}"], mask)
+            return self._spread(tensors[f"{prefix}{_VALUES}"], self._mask(tensors, prefix))
+        codes, mask = self.codes(tensors, prefix)
+        dense = self.coding.values(codes, self.parameters(tensors, prefix), self.shape)
+        return dense if mask is None else dense.mul_(mask.to(dense.dtype))
+
+    def codes(self, tensors: Stored, prefix: str = "") -> tuple[Tensor, Tensor | None]:
+        """Codes of a quantized matrix and, if zeros are not stored, its mask (o, d).
+
+        A code where the mask is False means nothing.
+        """
+        assert self.coding is not None  # callers have checked
+        mask = self._mask(tensors, prefix)
         n = None if mask is None else self.n_kept
         codes = self.coding.unpack(tensors[f"{prefix}{_PACKED}"], self.shape, n)
-        if mask is not None:
-            codes = self._spread(codes, mask)
-        dense = self.coding.values(codes, self._parameters(tensors, prefix), self.shape)
-        return dense if mask is None else dense.mul_(mask.to(dense.dtype))
+        return (codes if mask is None else self._spread(codes, mask)), mask
 
     def decode_rows(self, tensors: Stored, rows: Tensor, prefix: str = "") -> Tensor:
         """Rows of the matrix, (len(rows), d); reads them alone where they start on a byte."""
@@ -109,9 +116,10 @@ class MatrixStorage:
         if self.coding is None:
             return tensors[f"{prefix}{_VALUES}"][rows]
         codes = self.coding.unpack_rows(tensors[f"{prefix}{_PACKED}"], self.shape, rows)
-        return self.coding.values(codes, self._parameters(tensors, prefix), self.shape, rows)
+        return self.coding.values(codes, self.parameters(tensors, prefix), self.shape, rows)
 
-    def _parameters(self, tensors: Stored, prefix: str) -> dict[str, Tensor]:
+    def parameters(self, tensors: Stored, prefix: str = "") -> dict[str, Tensor]:
+        """What the codes of a quantized matrix mean, as stored."""
         assert self.coding is not None  # callers have checked
         return {name: tensors[f"{prefix}{name}"] for name in self.coding.parameters(self.shape)}
 

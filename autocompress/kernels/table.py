@@ -1,0 +1,111 @@
+"""Measured seconds by kernel, layer and number of tokens: one file per device, filled as needed.
+
+The file lies in the user's cache (`AUTOCOMPRESS_CACHE`, else ``$XDG_CACHE_HOME/autocompress``, else
+``~/.cache/autocompress``) and belongs to one processor, number of threads and version of torch.
+Deleting it costs nothing but the measurements.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from autocompress.core.digest import digest
+from autocompress.core.files import write_atomically
+
+_logger = logging.getLogger(__name__)
+_VERSION = 1
+
+
+def cache_directory() -> Path:
+    """The user's cache of this package; need not exist."""
+    named = os.environ.get("AUTOCOMPRESS_CACHE")
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "autocompress"
+
+
+def device_name(device: torch.device) -> str:
+    """Processor, instruction set, threads (or GPU) and torch: what a table belongs to."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        processor = f"{torch.cuda.get_device_name(device)}, sm_{major}{minor}"
+    else:
+        isa = torch.backends.cpu.get_cpu_capability()
+        threads = torch.get_num_threads()
+        processor = f"{_processor()}, {isa}, {threads} thread{'s' * (threads > 1)}"
+    return f"{processor}, torch {torch.__version__}"
+
+
+class Table:
+    """Seconds of one device: in memory, and in a file that survives.
+
+    A file that cannot be read or written is a warning: the table is then measured again.
+    """
+
+    def __init__(self, device: str, path: Path) -> None:
+        self.device = device
+        self.path = path
+        self._seconds = _read(path, device)
+
+    def get(self, key: str) -> Mapping[str, float] | None:
+        """Seconds by kernel under `key`; None if it was not measured."""
+        return self._seconds.get(key)
+
+    def put(self, key: str, seconds: Mapping[str, float]) -> None:
+        """Add an entry, and write the file with what other processes added meanwhile."""
+        self._seconds = _read(self.path, self.device) | self._seconds
+        self._seconds[key] = {**self._seconds.get(key, {}), **seconds}
+        content = {"version": _VERSION, "device": self.device, "seconds": self._seconds}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+        except OSError as error:
+            _logger.warning("Kernel timings are not kept: %s", error)
+
+
+def table_of(device: torch.device) -> Table:
+    """The table of a device in this process."""
+    return _table(device_name(device), cache_directory())
+
+
+@lru_cache(maxsize=16)
+def _table(device: str, directory: Path) -> Table:
+    short = re.sub(r"[^A-Za-z0-9]+", "-", device)[:40].strip("-").lower()
+    return Table(device, directory / "kernels" / f"{short}-{digest(device)[:12]}.json")
+
+
+def _read(path: Path, device: str) -> dict[str, dict[str, float]]:
+    """Entries of a file; none if there is no such file, or it is of another device or damaged."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if content["version"] != _VERSION or content["device"] != device:
+            return {}
+        return {
+            str(key): {str(kernel): float(value) for kernel, value in entry.items()}
+            for key, entry in content["seconds"].items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _logger.warning("Kernel timings in %s are not used: %s", path, error)
+        return {}
+
+
+@lru_cache(maxsize=1)
+def _processor() -> str:
+    """Model name of the CPU."""
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text("utf-8"))
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
