@@ -6,7 +6,8 @@ rounded to it, which is what their tolerance says. Scales are kept exact where t
 round them to bfloat16: a scale per row multiplies the result instead.
 
 A zero point would be rounded too: the int4 operator adds ``zero`` in bfloat16. It is given none;
-``sum_j (8 - z) s x_j`` over each group is a thin product of group sums instead, exact in float32.
+codes are shifted so that zero is as near to 8 as can be, the code that it takes for zero, and what
+is left, ``sum_j (8 - z) s x_j`` over each group, is a thin product of group sums in float32.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from autocompress.methods.packing import unpack
 
 _INT4_GROUPS = (256, 128, 64, 32)
 _INT4_ZERO = 8  # code that the operator takes for zero
+_INT4_LEVELS = 16
 _INNER_TILES = 8  # of the CUDA layout: columns come in multiples of 16 times this
 
 
@@ -121,7 +123,7 @@ class Int4Packed:
     Attributes:
         packed: codes, 4 bits each.
         scales: (d / group, o, 2) bfloat16; the second of each pair, the operator's zero, is 0.
-        offsets: (o, groups) float32, ``(8 - z) s``; None on a symmetric grid.
+        offsets: (o, groups) float32, ``(8 - z) s``; None where z is always 8.
         group: weights that share a scale, as the operator is told.
         width: weights that share a zero point.
     """
@@ -189,16 +191,14 @@ def int4_packed(tensors: Stored, matrix: Matrix) -> Int4Packed:
     width = options.width(matrix.shape[1])
     group = _operator_group(width)
     scales = grid.scales.to(torch.bfloat16)
+    zeros = grid.float_zeros.to(torch.int16).expand(scales.shape)
+    shifted, zeros = _centred(codes, mask, zeros)
     offsets = None
-    if options.symmetric:
-        codes = codes + (_INT4_ZERO - options.offset)
-        codes = codes if mask is None else codes.masked_fill(~mask, _INT4_ZERO)
-    else:
-        codes = _with_zeros(codes, mask, grid.float_zeros, width)
-        offsets = (_INT4_ZERO - grid.float_zeros) * scales.float()
+    if options.bits == 4 and not options.symmetric:
+        offsets = (_INT4_ZERO - zeros) * scales.float()
     shared = scales.repeat_interleave(width // group, dim=1).t()
     pairs = torch.stack([shared, torch.zeros_like(shared)], dim=-1).contiguous()
-    return Int4Packed(_int4_layout(codes), pairs, offsets, group, width)
+    return Int4Packed(_int4_layout(shifted), pairs, offsets, group, width)
 
 
 def with_offsets(products: Tensor, rows: Tensor, state: Int4Packed) -> Tensor:
@@ -229,11 +229,19 @@ def _operator_group(width: int) -> int:
     return next((group for group in _INT4_GROUPS if width % group == 0), 0)
 
 
-def _with_zeros(codes: Tensor, mask: Tensor | None, zeros: Tensor, width: int) -> Tensor:
-    """Codes whose pruned entries are the zero point of their group."""
-    if mask is None:
-        return codes
-    return torch.where(mask, codes, zeros.to(torch.uint8).repeat_interleave(width, dim=1))
+def _centred(codes: Tensor, mask: Tensor | None, zeros: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (o, d) shifted group by group, and their zero points (o, groups), as near 8 as can be.
+
+    Codes of fewer than 4 bits, symmetric ones and those of a pruned group all reach 8: the operator
+    then adds nothing that has to be taken back. Pruned entries become the zero point.
+    """
+    grouped = codes.view(*zeros.shape, -1).to(torch.int16)
+    if mask is not None:
+        grouped = torch.where(mask.view(grouped.shape), grouped, zeros[..., None])
+    highest = _INT4_LEVELS - 1 - grouped.amax(-1)
+    shift = (_INT4_ZERO - zeros).maximum(-grouped.amin(-1)).minimum(highest)
+    shifted = (grouped + shift[..., None]).to(torch.uint8)
+    return shifted.view(codes.shape), zeros + shift
 
 
 def _int4_layout(codes: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def times(
         raise UsageError(f"n_tokens must be at least 1, but got {n_tokens}.")
     place = torch.device(device)
     names = {kernel.name for kernel in candidates(shape, scheme, dtype, place)}
-    layer = _layer(shape, dtype)
+    layer = layer_of(shape, dtype)
     check(layer, scheme)
 
     def tensors() -> dict[str, Tensor]:
@@ -104,7 +104,8 @@ def _mask(ready: Plan, shape: tuple[int, int], generator: torch.Generator) -> Te
     return keep_highest(scores.view(1, -1), n_kept).view(shape)
 
 
-def _layer(shape: tuple[int, int], dtype: torch.dtype) -> LayerSpec:
+def layer_of(shape: tuple[int, int], dtype: torch.dtype) -> LayerSpec:
+    """A linear layer of `shape` (o, d) that is stored in `dtype`."""
     return LayerSpec(
         name="layer",
         role="other",
