@@ -1,15 +1,17 @@
 """Time kernels beside dense layers and write results/deploy/kernels_<device>.json.
 
-Run on an idle machine: ``python benchmarks/kernels.py``, with ``--device cuda`` on a GPU. ``--check``
-first holds every kernel to its tolerance there, and exits 1 if one is wrong. For each layer shape
-and number of tokens: seconds of float32 and bfloat16 dense layers, of each kernel alone, and of the
-packed module that a loaded model runs. Ratios are of one run: gain = dense seconds / seconds.
+Run on an idle machine: ``python benchmarks/kernels.py``, with ``--device cuda`` on a GPU; option
+``--check`` first holds every kernel to its tolerance there, and exits 1 if one is wrong. For each
+layer shape and number of tokens: seconds of float32 and bfloat16 dense layers, of each kernel
+alone, and of the packed module that a loaded model runs. Ratios are of one run: gain = dense
+seconds / seconds. The load of the machine is in the file: on a busy one the figures are rough.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -48,26 +50,25 @@ SCHEMES = (
     "rtn(bits=4,group_size=128)+eora(rank=16)",
 )
 TOKENS = (1, 512)
-REPEATS = 3
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def best(action: Any, device: torch.device) -> float:
+def best(action: Any, device: torch.device, repeats: int = 1) -> float:
     """Least seconds of a few rounds."""
-    return float(f"{min(seconds_of(action, device) for _ in range(REPEATS)):.4g}")
+    return float(f"{min(seconds_of(action, device) for _ in range(repeats)):.4g}")
 
 
 def dense_seconds(
-    shape: tuple[int, int], n: int, dtype: torch.dtype, device: torch.device
+    shape: tuple[int, int], n: int, dtype: torch.dtype, device: torch.device, repeats: int
 ) -> float:
     """Seconds of a dense layer."""
     weight = torch.randn(shape, device=device).to(dtype)
     rows = torch.randn(n, shape[1], device=device).to(dtype)
-    return best(partial(nn.functional.linear, rows, weight), device)
+    return best(partial(nn.functional.linear, rows, weight), device, repeats)
 
 
 def measure_scheme(
-    shape: tuple[int, int], text: str, dtype: torch.dtype, device: torch.device
+    shape: tuple[int, int], text: str, dtype: torch.dtype, device: torch.device, repeats: int
 ) -> dict[str, Any]:
     """Seconds of each kernel that takes the scheme, and of a packed module, by tokens."""
     scheme = canonical(Scheme.parse(text))
@@ -87,13 +88,13 @@ def measure_scheme(
         for name in (name for name, reason in refused.items() if not reason):
             kernel = KERNELS[name]
             ready = kernel.prepare(tensors, scheme, shape, dtype, device)
-            seconds[name] = best(partial(kernel.apply, rows, ready), device)
+            seconds[name] = best(partial(kernel.apply, rows, ready), device, repeats)
             found["extra_bytes"][name] = kernel.extra_bytes(ready)
         with torch.no_grad():
             module(rows)
             assert module._runner is not None
             chosen = module._runner.kernel_for(module.stored(), n).name
-            in_module = best(partial(module, rows), device)
+            in_module = best(partial(module, rows), device, repeats)
         found["tokens"][n] = {"seconds": seconds, "chosen": chosen, "module": in_module}
     assert module._runner is not None
     found["module_extra_bytes"] = module._runner.extra_bytes
@@ -117,12 +118,12 @@ def packed_module(
 
 
 def measure_shape(
-    shape: tuple[int, int], dtypes: tuple[torch.dtype, ...], device: torch.device
+    shape: tuple[int, int], dtypes: tuple[torch.dtype, ...], device: torch.device, repeats: int
 ) -> dict[str, Any]:
     """Dense layers, then each scheme beside them in each compute dtype."""
     dense = {
         n: {
-            str(dtype).removeprefix("torch."): dense_seconds(shape, n, dtype, device)
+            str(dtype).removeprefix("torch."): dense_seconds(shape, n, dtype, device, repeats)
             for dtype in (torch.float32, torch.bfloat16)
         }
         for n in TOKENS
@@ -132,7 +133,7 @@ def measure_shape(
         name = str(dtype).removeprefix("torch.")
         for text in SCHEMES:
             print(f"{shape[0]} x {shape[1]} {name} {text}", flush=True)
-            measured = measure_scheme(shape, text, dtype, device)
+            measured = measure_scheme(shape, text, dtype, device, repeats)
             for n, entry in measured["tokens"].items():
                 kernel = entry["seconds"].get(entry["chosen"])
                 entry["gain_of_kernel"] = {d: round(s / kernel, 3) for d, s in dense[n].items()}
@@ -158,6 +159,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--layers", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -169,7 +172,12 @@ def main() -> None:
         "device": device_name(device),
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
-        "layers": {name: measure_shape(shape, dtypes, device) for name, shape in SHAPES.items()},
+        "load_average": [round(load, 1) for load in os.getloadavg()],
+        "repeats": arguments.repeats,
+        "layers": {
+            name: measure_shape(SHAPES[name], dtypes, device, arguments.repeats)
+            for name in arguments.layers
+        },
     }
     out = arguments.out or ROOT / "results" / "deploy" / f"kernels_{_short(device)}.json"
     out.parent.mkdir(parents=True, exist_ok=True)

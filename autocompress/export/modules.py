@@ -136,7 +136,8 @@ class PackedLinear(PackedModule, nn.Linear):  # type: ignore[misc]  # weight is 
         """``x Wᵀ + b``; (..., in) to (..., out)."""
         product = self.product(input)
         if product is not None:
-            return product if self.bias is None else product + self.bias
+            bias = cast("Tensor | None", self.bias)
+            return product if bias is None else product + bias
         return functional.linear(self.read(input), self.decoded_weight(), self.bias)
 
 

@@ -17,13 +17,13 @@ def seconds_of(action: Callable[[], object], device: torch.device) -> float:
     """Least wall time of a few calls, after one that is not counted.
 
     Between calls a buffer larger than the caches is read: in a model, all other layers run before a
-    layer runs again. Stops after 20 ms of calls, so that an entry takes milliseconds unless one
-    call takes longer.
+    layer runs again. Ends after 20 ms, or after two calls if they take longer.
     """
     action()
     buffer = _buffer(device)
     seconds: list[float] = []
-    while len(seconds) < _REPEATS and (len(seconds) < 2 or sum(seconds) < _ENOUGH_SECONDS):
+    end = time.perf_counter() + _ENOUGH_SECONDS
+    while len(seconds) < 2 or (len(seconds) < _REPEATS and time.perf_counter() < end):
         buffer.sum()
         seconds.append(_timed(action, device))
     return min(seconds)

@@ -8,8 +8,10 @@ import transformers
 
 from autocompress.core.errors import CheckpointError, UsageError
 from autocompress.export import Manifest, load, write_packed
+from autocompress.export.formats import EXPORTERS
 from autocompress.export.manifest import MANIFEST_FILE, file_record
 from autocompress.export.tensor_file import read_header
+from autocompress.kernels import dispatch
 from autocompress.models import BaseModel
 from autocompress.models.quiet import quiet_transformers
 
@@ -46,6 +48,33 @@ def test_a_model_loads_in_another_dtype(checkpoint: Path) -> None:
     assert outputs(loaded, "qwen2").dtype == torch.bfloat16
     scales = {b.dtype for n, b in loaded.named_buffers() if n.endswith("scales")}
     assert scales == {torch.float16}
+
+
+def test_kernels_are_used_only_where_asked_for_and_agree_within_rounding(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(checkpoint / "cache"))
+    monkeypatch.setattr(dispatch, "seconds_of", lambda *_: 1.0)
+    reference = outputs(load(checkpoint), "qwen2")
+    assert not (checkpoint / "cache").exists()
+    monkeypatch.setenv("AUTOCOMPRESS_KERNELS", "auto")
+    assert torch.equal(outputs(load(checkpoint, kernels="reference"), "qwen2"), reference)
+    measured = EXPORTERS["packed"].load(checkpoint, dtype=None, device="cpu")
+    assert torch.equal(outputs(measured, "qwen2"), reference)
+    fast = outputs(load(checkpoint), "qwen2")
+    assert (checkpoint / "cache" / "kernels").is_dir()
+    assert not torch.equal(fast, reference)
+    assert float((fast - reference).abs().max()) < 0.05 * float(reference.abs().max())
+
+
+def test_unknown_kernels_are_refused_before_anything_is_read(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="Unknown kernels 'fast'"):
+        load(checkpoint, kernels="fast")
+    monkeypatch.setenv("AUTOCOMPRESS_KERNELS", "autO")
+    with pytest.raises(UsageError, match="Did you mean 'auto'"):
+        load(checkpoint)
 
 
 def test_resident_weights_are_the_packed_bytes_and_nothing_dense(
