@@ -43,6 +43,17 @@ def test_a_kernel_agrees_with_the_decoded_matrix_within_its_tolerance(
     assert all(torch.equal(before[key], tensor) for key, tensor in weight.tensors.items())
 
 
+@pytest.mark.parametrize("shape", [(7, 9), (9, 7), (52, 104), (33, 64)])
+@pytest.mark.parametrize("scheme", ["rtn(bits=4,group_size=0)", INPUTS[0]])
+def test_odd_shapes_are_computed_or_refused(scheme: str, shape: tuple[int, int]) -> None:
+    weight = compressed(scheme, shape)
+    for kernel in dispatch.candidates(shape, weight.scheme, torch.float32, CPU):
+        ready = prepared(kernel.name, weight, torch.float32, CPU)
+        rows = tokens(5, shape[1])
+        worst = errors(kernel.name, weight, kernel.apply(rows, ready), rows, ready)
+        assert worst <= kernel.tolerance(torch.float32, CPU)
+
+
 def test_the_check_sees_a_wrong_scale() -> None:
     weight, kernel = compressed("rtn(bits=4,group_size=32)"), KERNELS["int4_weight"]
     ready = prepared("int4_weight", weight, torch.float32, CPU)
@@ -76,6 +87,7 @@ def test_a_scheme_that_stores_no_residual_need_not_be_decoded_whole(scheme: str)
     ("scheme", "name", "reason"),
     [
         ("rtn(bits=8,group_size=32)", "int8_weight", "one scale per row"),
+        ("svd(rank=4)", "int8_weight", "not integers on a grid"),
         ("rtn(bits=8,group_size=0,symmetric=false)", "int8_weight", "do not fit int8"),
         ("nf4", "int8_weight", "not integers on a grid"),
         ("rtn(bits=5,group_size=32)", "int4_weight", "at most 4 bits"),
