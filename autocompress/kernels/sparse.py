@@ -7,6 +7,8 @@ are decoded once to those values.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -40,7 +42,9 @@ class Sparse24(Kernel[Tensor]):
     def repack(self, tensors: Stored, matrix: Matrix) -> Tensor:
         """See `Kernel.repack`; the dense matrix lives while it is repacked."""
         dense = matrix.storage.decode(tensors).to(matrix.dtype)
-        sparse: Tensor = torch.sparse.to_sparse_semi_structured(dense)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*prototype stage", UserWarning)
+            sparse: Tensor = torch.sparse.to_sparse_semi_structured(dense)
         return sparse
 
     def held_bytes(self, state: Tensor) -> int:
