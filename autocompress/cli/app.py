@@ -45,6 +45,7 @@ from autocompress.cli.options import (
     ProfileOut,
     ReportTokens,
     Resume,
+    Rotate,
     RunDir,
     Sampler,
     SearchTokens,
@@ -98,6 +99,7 @@ def search(
     data: Data = "auto",
     space: Space = "joint",
     target: ExportTarget = "any",
+    rotate: Rotate = "none",
     sampler: Sampler = "guided",
     budget: Budgets = None,
     driver: Driver = "local",
@@ -127,8 +129,8 @@ def search(
     from autocompress.workflows.settings import SearchSettings
 
     settings = SearchSettings(
-        model=model, task=task, data=data, space=space, target=target, sampler=sampler,
-        budget=tuple(budget or ("100 trials",)), driver=driver, workers=workers,
+        model=model, task=task, data=data, space=space, target=target, rotate=rotate,
+        sampler=sampler, budget=tuple(budget or ("100 trials",)), driver=driver, workers=workers,
         gpus_per_worker=gpus_per_worker, address=address, seed=seed, device=device, dtype=dtype,
         calibration_tokens=calibration_tokens, search_tokens=search_tokens,
         report_tokens=report_tokens, sequence_length=sequence_length,

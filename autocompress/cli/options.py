@@ -18,6 +18,9 @@ Space = Annotated[str, typer.Option(help="Name of a search space, or a YAML file
 ExportTarget = Annotated[
     str, typer.Option("--target", help="Where it is to run: any, transformers, vllm or llama.cpp.")
 ]
+Rotate = Annotated[
+    str, typer.Option(help="none, or hadamard: rotate the whole model first; costs nothing to run.")
+]
 SpaceName = Annotated[str, typer.Argument(help="Name of a search space, or a YAML file.")]
 MethodName = Annotated[str, typer.Argument(help="Name of a method.")]
 Sampler = Annotated[str, typer.Option(help="guided, or see `autocompress samplers`.")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from autocompress.export.companions import copy_companions
 from autocompress.export.manifest import Manifest, file_record, stored_bytes
 from autocompress.export.tensor_file import tensor_digests, weight_files
 from autocompress.models import BaseModel
+from autocompress.models.weights import sharing_copy
 
 _LIBRARIES = ("autocompress", "torch", "transformers", "safetensors")
 
@@ -38,8 +38,7 @@ def shallow_copy(module: nn.Module) -> PreTrainedModel:
             "The base model is quantized already, and layers cannot be packed twice. Next step: "
             "search on the original checkpoint."
         )
-    shared = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
-    return cast(PreTrainedModel, copy.deepcopy(module, shared))
+    return cast(PreTrainedModel, sharing_copy(module))
 
 
 def finish(

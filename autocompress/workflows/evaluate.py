@@ -102,7 +102,7 @@ def evaluate_model(
         settings=session.settings,
         quality=quality,
         storage_bytes=_bytes_of(model, session, exported),
-        base_storage_bytes=session.base.layout.base_bytes,
+        base_storage_bytes=session.given.base_bytes,
     )
 
 
@@ -158,7 +158,7 @@ def _bytes_of(model: str, session: Session, exported: bool) -> int:
     if Path(resolve_model(model)).is_dir():
         return stored_bytes(Path(resolve_model(model)))
     if resolve_model(model) == session.base.source:
-        return session.base.layout.base_bytes
+        return session.given.base_bytes
     raise UsageError(
         f"The size of {model!r} is that of its files, but it is no local directory. Next step: "
         "download it and give the directory."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,8 @@ def front_document(
             "Next step: the same command with --resume."
         )
     base = _metrics(by_name[BASE_NAME])
+    if session.is_rotated:
+        base = replace(base, resources=session.given_resources)
     efficiency = CostEfficiency()
     cost = session.cost
     members = [
@@ -168,6 +171,7 @@ def _summary(
         "workers": settings.workers,
         "device": settings.device,
         "device_profile": settings.device_profile,
+        "rotation": settings.rotate,
         "model_digest": session.base.digest,
         "cost_efficiency": efficiency.to_json(),
         "layer_bits": _layer_bits(session, members),

@@ -56,6 +56,7 @@ def search(
     *,
     space: str = "joint",
     target: str = "any",
+    rotate: str = "none",
     data: str = "auto",
     task: str = "auto",
     sampler: str = "guided",
@@ -90,6 +91,7 @@ def search(
         space: name of a shipped search space, or path of a YAML file.
         target: where the compressed model is to run (``any``, ``transformers``, ``vllm``,
             ``llama.cpp``): options of the space that cannot run there are left out.
+        rotate: ``hadamard`` rotates the whole model first, where its architecture allows it.
         data: file, `datasets` directory, hub name or built-in; ``auto`` for the task's default.
         task: name of a task; ``auto`` reads it from the model's config.
         sampler: ``guided`` or another one that ``autocompress samplers`` lists.
@@ -123,8 +125,9 @@ def search(
         TrialError: every trial failed.
     """
     settings = SearchSettings(
-        model=model, task=task, data=data, space=space, target=target, sampler=sampler,
-        budget=(budget,) if isinstance(budget, str) else tuple(budget), driver=driver,
+        model=model, task=task, data=data, space=space, target=target, rotate=rotate,
+        sampler=sampler, driver=driver,
+        budget=(budget,) if isinstance(budget, str) else tuple(budget),
         workers=workers, gpus_per_worker=gpus_per_worker, address=address, seed=seed,
         device=device, dtype=dtype, calibration_tokens=calibration_tokens,
         search_tokens=search_tokens, report_tokens=report_tokens,

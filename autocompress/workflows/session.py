@@ -8,7 +8,7 @@ every verb that opens the same settings sees the same model and the same tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.bank import DEFAULT_DENSE_BYTES, Bank
-from autocompress.core import Allocation, LayerSpec, Scheme, digest
+from autocompress.core import BASE_ALLOCATION, Allocation, LayerSpec, Resources, Scheme, digest
 from autocompress.core.errors import DataError
 from autocompress.cost import CostModel, find_profile
 from autocompress.evaluate import (
@@ -39,6 +39,7 @@ from autocompress.fronts import parse_bytes
 from autocompress.methods import CompressedWeight, LayerStatistics, Needs, needs
 from autocompress.models import (
     CurvatureStore,
+    ModelLayout,
     StatisticsStore,
     collect_curvature,
     collect_statistics,
@@ -52,6 +53,7 @@ from autocompress.models.loading import (
     load_config,
     load_processor,
 )
+from autocompress.models.rotation import in_dtype, rotated_base
 from autocompress.search.build_table import Fill, build_option_table
 from autocompress.search.option_table import OptionTable
 from autocompress.spaces import SearchSpace
@@ -97,6 +99,8 @@ class Session:
         splits: calibration, search and report tokens.
         cache: directory for layer statistics and the bank.
         progress: told when a long step starts.
+        given: layout of the model as it was given, which sizes are relative to. That of `base`,
+            unless the settings rotate the model.
     """
 
     settings: SearchSettings
@@ -105,6 +109,7 @@ class Session:
     splits: Splits
     cache: Path
     progress: Progress
+    given: ModelLayout
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -114,14 +119,20 @@ class Session:
     @cached_property
     def cost(self) -> CostModel:
         """Analytic costs on the named device."""
-        layout = self.base.layout
+        return replace(self._cost_of(self.base.layout), searched_layers=self.space.searched_layers)
+
+    @property
+    def given_resources(self) -> Resources:
+        """Analytic costs of the model as it was given, which all others are relative to."""
+        return self._cost_of(self.given).resources(BASE_ALLOCATION)
+
+    def _cost_of(self, layout: ModelLayout) -> CostModel:
         return CostModel(
             layers=layout.layers,
             other_bytes=layout.other_bytes,
             other_macs_per_token=layout.other_macs_per_token,
             profile=find_profile(self.settings.device_profile),
             tokens_per_pass=self.task.tokens_per_pass(self.splits.report),
-            searched_layers=self.space.searched_layers,
         )
 
     @cached_property
@@ -134,7 +145,14 @@ class Session:
         """The base model in `dtype`: the resident one if that is the checkpoint's, else loaded."""
         if dtype == self.checkpoint_dtype:
             return self.base.module
+        if self.is_rotated:
+            return in_dtype(self.base.module, getattr(torch, dtype))
         return self._load(dtype)
+
+    @property
+    def is_rotated(self) -> bool:
+        """True if the base model is not the one that was given, but that one rotated."""
+        return self.settings.rotate != "none"
 
     @property
     def checkpoint_dtype(self) -> str:
@@ -288,6 +306,8 @@ class Session:
     def reference(self, module: nn.Module, split: Split, batch_size: int) -> Reference:
         """Outputs of the base model on `split`, computed once for each dtype and batch size.
 
+        Those of a rotated model are relative to the model as it was given.
+
         Args:
             module: the base model, in any dtype.
             split: the tokens.
@@ -297,7 +317,9 @@ class Session:
         if key not in self._references:
             about = f"{split.n_tokens:,} {split.name} tokens"
             self.progress.step(f"Evaluating the base model on {about}")
-            self._references[key] = self.task.reference(module, split, batch_size=batch_size)
+            dtype = str(key[1]).removeprefix("torch.")
+            given = self._load(dtype) if self.is_rotated else module
+            self._references[key] = self.task.reference(given, split, batch_size=batch_size)
         return self._references[key]
 
     @cached_property
@@ -346,6 +368,10 @@ def open_session(settings: SearchSettings, cache: Path, progress: Progress = QUI
     base = load_base_model(
         source, task.auto_class, dtype="auto", device=settings.device, trust_remote_code=trust
     )
+    given = base.layout
+    if settings.rotate != "none":
+        progress.step("Rotating the residual stream")
+        base = rotated_base(base, seed=settings.seed)
     processor = load_processor(source, trust_remote_code=trust)
     examples = task.encode(
         corpus,
@@ -362,7 +388,7 @@ def open_session(settings: SearchSettings, cache: Path, progress: Progress = QUI
         seed=settings.seed,
     )
     resolved = settings.with_resolved(task=task_name, data=data)
-    return Session(resolved, base, task, splits, cache, progress)
+    return Session(resolved, base, task, splits, cache, progress, given)
 
 
 def _no_statistics(_: LayerSpec) -> LayerStatistics:

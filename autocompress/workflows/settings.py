@@ -20,6 +20,7 @@ from autocompress.core.files import write_atomically
 from autocompress.export.targets import TARGETS
 
 STUDY_FILE = "study.yaml"
+ROTATIONS = ("none", "hadamard")
 _PACKAGE = "package:"
 
 
@@ -35,6 +36,8 @@ class SearchSettings:
             ``digits``); ``auto`` takes the task's own default.
         space: name of a shipped search space or path of a YAML file.
         target: where the compressed model is to run; the space loses what cannot run there.
+        rotate: ``hadamard`` rotates the residual stream of the base model before anything else;
+            quality and size stay relative to the model as it was given.
         sampler: name of a sampler, see ``autocompress samplers``.
         budget: limits, each like ``200 trials``, ``30m`` or ``2e6 tokens``; the first one reached
             ends the search.
@@ -68,6 +71,7 @@ class SearchSettings:
     data: str = "auto"
     space: str = "joint"
     target: str = "any"
+    rotate: str = "none"
     sampler: str = "guided"
     budget: tuple[str, ...] = ("100 trials",)
     driver: str = "local"
@@ -96,6 +100,7 @@ class SearchSettings:
         _require_at_least("sequence_length", self.sequence_length, 8)
         _require_at_least("gpus_per_worker", self.gpus_per_worker, 0)
         _require_one_of("target", self.target, tuple(TARGETS))
+        _require_one_of("rotate", self.rotate, ROTATIONS)
         _require_one_of("driver", self.driver, ("local", "ray"))
         _require_one_of("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _require_one_of("token_weighting", self.token_weighting, ("gradient", "none"))

@@ -19,6 +19,7 @@ coordinate descent over codes; activation-aware scaling; learned rounding;
 half precision; 8-bit floating point; block floating point;
 levels of a distribution; learned levels; vector and product quantization; trellis codes; ternary;
 binary; outliers kept apart; precision per subgroup of a layer; precision per layer; rotation;
+rotation of the whole model;
 learned rotation; dynamic integers per token; smoothing; clusters of channels; key-value cache;
 learned clipping; distillation of the quantized model; noise on a part of the weights;
 scales and zero points only; low-rank plus quantized start; adapters on quantized weights;
