@@ -25,11 +25,11 @@ def test_a_rotated_tied_model_is_searched_exported_and_reloaded(trained, cli, tm
     model, run = trained("qwen2"), tmp_path / "run"
     searched = cli(
         "search", model, "--rotate", "hadamard", "--space", "mixed_precision", "--sampler",
-        "random", "--budget", "8 trials", "--no-finalize", "--out", run, *SMALL,
+        "random", "--budget", "6 trials", "--no-finalize", "--out", run, *SMALL,
     )  # fmt: skip
     assert searched.status == 0, searched.err
     document = json.loads((run / "front.json").read_text())
-    assert document["study"]["details"]["rotation"] == "hadamard"
+    assert document["study"]["rotation"] == "hadamard"
     assert document["base"]["quality"]["retained"] == pytest.approx(1, abs=1e-3)
     weighed = cli("evaluate", model, "--tokens", 256, "--json").document
     assert document["base"]["storage_bytes"] == weighed["base_storage_bytes"]

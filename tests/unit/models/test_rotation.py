@@ -231,6 +231,12 @@ def test_a_model_that_cannot_be_rotated_is_refused_with_rule_and_next_step(famil
     assert rule in str(refused.value)
 
 
+def test_fused_experts_are_refused_by_their_router():
+    base = based(built("Mixtral", num_local_experts=4))
+    with pytest.raises(ModelError, match=r"feeds model\.layers\.0\.mlp\.gate, a Mixtral\w*Router"):
+        rotated_base(base)
+
+
 def test_a_norm_that_nothing_reads_is_refused():
     base = based(tiny_model("llama").model, "AutoModel")
     with pytest.raises(ModelError, match="none reads norm unchanged"):
