@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 Role = Literal[
     "query", "key", "value", "qkv", "output", "gate", "up", "gate_up", "down",
     "cross_query", "cross_key", "cross_value", "cross_output",
-    "embedding", "head", "other",
+    "router", "embedding", "head", "other",
 ]  # fmt: skip
 ROLES: tuple[str, ...] = get_args(Role)
 
@@ -20,6 +20,29 @@ DTYPE_BYTES: dict[str, int] = {
     "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2,
     "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertOf:
+    """Which of the experts of a block a layer belongs to.
+
+    Attributes:
+        index: of the expert, from 0.
+        n_experts: experts of the block.
+        per_token: experts that a token is sent to.
+    """
+
+    index: int
+    n_experts: int
+    per_token: int
+
+    def active(self, cost: int) -> int:
+        """What a token costs on average in this expert, of a `cost` if it is sent there."""
+        return cost * self.per_token // self.n_experts
+
+    def reached(self, n_tokens: int) -> float:
+        """Chance that any of `n_tokens` is sent to this expert, where all are as likely."""
+        return 1.0 - (1.0 - self.per_token / self.n_experts) ** n_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +64,10 @@ class LayerSpec:
         input_name: layers with equal `input_name` read the same activations and share statistics
             (query, key and value; gate and up). None: the input is not a vector of activations
             (an embedding that is not also the head).
-        macs_per_token: multiply-accumulates that the base layer costs per token; 0 for a lookup.
+        macs_per_token: multiply-accumulates that the base layer costs per token; 0 for a lookup;
+            of an expert the share of the tokens that are sent to it.
         aliases: names of other modules that hold this very tensor (a head tied to the embedding).
+        expert: which expert of a mixture the layer is a part of; None if of none.
     """
 
     name: str
@@ -55,6 +80,7 @@ class LayerSpec:
     input_name: str | None
     macs_per_token: int
     aliases: tuple[str, ...] = ()
+    expert: ExpertOf | None = None
 
     @property
     def n_weights(self) -> int:
@@ -68,9 +94,13 @@ class LayerSpec:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back to an equal value."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        data = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        expert = data.pop("expert")
+        return data if expert is None else data | {"expert": asdict(expert)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LayerSpec:
         """The inverse of `to_json`."""
-        return cls(**{**data, "aliases": tuple(data.get("aliases", ()))})
+        expert = data.get("expert")
+        found = None if expert is None else ExpertOf(**expert)
+        return cls(**{**data, "aliases": tuple(data.get("aliases", ())), "expert": found})

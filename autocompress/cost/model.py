@@ -53,7 +53,8 @@ class CostModel:
         * ``storage_bytes``: what the exported file's tensors hold, to the byte.
         * ``macs_per_token``: on dense kernels; zeros are not skipped.
         * ``bytes_moved_per_token``: every stored byte is read once per pass, which
-          `tokens_per_pass` tokens share; a look-up reads one row per token.
+          `tokens_per_pass` tokens share; a look-up reads one row per token, and an expert that
+          none of them is sent to is not read (where all are as likely).
         * ``latency_ms_per_token``: roofline (Williams et al. 2009), layer by layer: the longer of
           computing and reading. A bound for ideal kernels that read the packed weights, not a
           prediction; activations and attention scores are not counted.
@@ -107,7 +108,7 @@ class CostModel:
         return CostPart(
             stored=cost.storage_bytes,
             macs=cost.macs_per_token,
-            moved=self._moved(cost, rows),
+            moved=self._moved(cost, rows) * self._reached(layer),
             decoded=0 if looked_up or scheme.is_base else layer.base_bytes,
         )
 
@@ -119,6 +120,9 @@ class CostModel:
         # The second factor of a factorized table multiplies every row that is looked up.
         inner = sum(t.n_bytes for name, t in cost.tensors.items() if name.startswith("b."))
         return (whole - inner) / rows + inner / self.tokens_per_pass
+
+    def _reached(self, layer: LayerSpec) -> float:
+        return 1.0 if layer.expert is None else layer.expert.reached(self.tokens_per_pass)
 
     @cached_property
     def rest(self) -> CostPart:

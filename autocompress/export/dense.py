@@ -15,6 +15,7 @@ from autocompress.export.manifest import Manifest
 from autocompress.export.writing import finish, require_bytes, shallow_copy
 from autocompress.methods import rounds_inputs
 from autocompress.models import BaseModel, overridden
+from autocompress.models.experts import stack_experts
 from autocompress.models.quiet import quiet_transformers
 
 
@@ -56,6 +57,7 @@ def write_dense(
     model = shallow_copy(base.module)
     with new_directory(out) as directory:
         with quiet_transformers(), overridden(model, base.layout, weights):
+            stack_experts(model)
             model.save_pretrained(directory)
         manifest = finish(
             directory,

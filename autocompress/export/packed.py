@@ -17,6 +17,7 @@ from autocompress.export.swapping import swap_modules
 from autocompress.export.writing import finish, require_bytes, shallow_copy
 from autocompress.methods import CompressedWeight, footprint
 from autocompress.models import BaseModel
+from autocompress.models.experts import has_experts
 from autocompress.models.quiet import quiet_transformers
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -77,6 +78,7 @@ def _packed_model(base: BaseModel, weights: Mapping[str, CompressedWeight]) -> P
     plan = PackedPlan(
         str(model.dtype).removeprefix("torch."),
         tuple(PackedLayer.of(base.layout.layer(n), w.scheme) for n, w in weights.items()),
+        has_experts(model),
     )
     tensors = {
         name: {leaf: tensor.contiguous() for leaf, tensor in weight.tensors.items()}

@@ -84,10 +84,18 @@ class PackedLayer:
 
 @dataclass(frozen=True, slots=True)
 class PackedPlan:
-    """All compressed layers of a checkpoint, and the dtype that the base model is stored in."""
+    """All compressed layers of a checkpoint, and the dtype that the base model is stored in.
+
+    Attributes:
+        dtype: of the base model.
+        layers: the compressed ones.
+        separate_experts: each expert's tensors are stored under a name of their own, compressed or
+            not, instead of slices of one stacked tensor.
+    """
 
     dtype: str
     layers: tuple[PackedLayer, ...]
+    separate_experts: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The `quantization_config` object of config.json."""
@@ -96,6 +104,7 @@ class PackedPlan:
             "version": FORMAT_VERSION,
             "dtype": self.dtype,
             "layers": {layer.name: layer.to_json() for layer in self.layers},
+            **({"separate_experts": True} if self.separate_experts else {}),
         }
 
     @classmethod
@@ -108,7 +117,8 @@ class PackedPlan:
         where = "quantization_config in config.json"
         require_version(data, "version", FORMAT_VERSION, where)
         validate(data, "quantization_config", where)
-        return cls(data["dtype"], tuple(_layer(n, entry) for n, entry in data["layers"].items()))
+        layers = tuple(_layer(n, entry) for n, entry in data["layers"].items())
+        return cls(data["dtype"], layers, data.get("separate_experts", False))
 
 
 def _layer(name: str, entry: Mapping[str, Any]) -> PackedLayer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from autocompress.export.modules import (
     weight_shape,
 )
 from autocompress.export.plan import PackedLayer, PackedPlan
+from autocompress.models.experts import separate_experts
 
 
 def swap_modules(
@@ -44,6 +46,8 @@ def swap_modules(
     Raises:
         CheckpointError: a layer does not fit its module, or is named twice.
     """
+    if plan.separate_experts:
+        separate_experts(model)
     found = tuple(
         located for layer in plan.layers if (located := _locate(model, layer)) is not None
     )
@@ -58,7 +62,7 @@ def swap_modules(
     for original, layer in found:
         compute = dtype if layer.dtype == plan.dtype else getattr(torch, layer.dtype)
         _swap(model, layer, compute, None if tensors is None else tensors[original])
-    return PackedPlan(plan.dtype, tuple(layer for _, layer in found))
+    return replace(plan, layers=tuple(layer for _, layer in found))
 
 
 def _swap(

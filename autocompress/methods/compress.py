@@ -223,17 +223,18 @@ def footprint(layer: LayerSpec, scheme: Scheme) -> Footprint:
     if ready.rank is not None:
         lookup = ready.rank * whole[1] if layer.kind == "embedding" else 0
         macs = macs * ready.rank * sum(whole) // (whole[0] * whole[1]) + lookup
+    extra = 0
     if ready.transform is not None:
         method, options = ready.transform.method, ready.transform.options
         stored = method.layout(whole, options)
         tensors |= {f"{TRANSFORM}{name}": layout for name, layout in stored.items()}
-        macs += method.macs_per_token(whole, options)
+        extra += method.macs_per_token(whole, options)
     if ready.residual is not None:
         part, options = ready.residual.method, ready.residual.options
         stored = part.layout(whole, options, layer.dtype)
         tensors |= {f"{RESIDUAL}{name}": layout for name, layout in stored.items()}
-        macs += part.macs_per_token(whole, options)
-    return Footprint(tensors, macs)
+        extra += part.macs_per_token(whole, options)
+    return Footprint(tensors, macs + (extra if layer.expert is None else layer.expert.active(extra)))
 
 
 def decode(

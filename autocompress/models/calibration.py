@@ -17,6 +17,7 @@ from torch import Tensor
 
 from autocompress.core import digest
 from autocompress.core.errors import RunDirectoryError
+from autocompress.models.experts import Routed
 from autocompress.models.layout import ModelLayout
 
 _log = logging.getLogger(__name__)
@@ -75,15 +76,59 @@ def windows(inputs: Sequence[LayerInput], budget: int) -> Iterator[list[LayerInp
         yield window
 
 
-def token_rows(activations: Tensor, mask: Tensor | None) -> Tensor:
+def token_rows(activations: Tensor, mask: Tensor | None, routed: Routed | None = None) -> Tensor:
     """(n, d) rows of the tokens that count, of activations (..., d).
 
     A mask of another shape than the leading axes does not speak about these rows (pooled vectors,
     image patches, sequences that the model itself has unpadded): then all count.
+
+    Args:
+        activations: of a layer.
+        mask: (sequences, tokens) True for tokens that count; None if all do.
+        routed: which tokens the rows are, if the layer belongs to an expert.
     """
+    if routed is not None:
+        mask = routed.counting(mask)
+    elif mask is not None and activations.ndim == 2 and mask.numel() == len(activations):
+        mask = mask.reshape(-1)  # a block that joins all sequences
     if mask is not None and mask.shape == activations.shape[:-1]:
         return activations[mask]
     return activations.reshape(-1, activations.shape[-1])
+
+
+def sequence_rows(
+    values: Tensor, mask: Tensor | None, n_sequences: int, routed: Routed | None = None
+) -> list[Tensor]:
+    """The rows (n, d) of the tokens that count, sequence by sequence, of values (batch, ..., d).
+
+    Without a token axis (pooled vectors) every row is a sequence.
+
+    Args:
+        values: of a layer, or gradients of such.
+        mask: (sequences, tokens) True for tokens that count; None if all do.
+        n_sequences: of the batch.
+        routed: which tokens the rows are, if the layer belongs to an expert.
+    """
+    if routed is not None:
+        return _routed_rows(values, mask, n_sequences, routed)
+    if mask is not None and values.ndim == 2 and mask.numel() == len(values) > len(mask):
+        values = values.reshape(*mask.shape, values.shape[-1])  # a block that joins all sequences
+    if mask is not None and mask.shape != values.shape[:-1]:
+        mask = None
+    masks = [None] * len(values) if mask is None else list(mask)
+    return [token_rows(one, m) for one, m in zip(values, masks, strict=True)]
+
+
+def _routed_rows(
+    values: Tensor, mask: Tensor | None, n_sequences: int, routed: Routed
+) -> list[Tensor]:
+    counting, sequences = routed.counting(mask), routed.sequences(n_sequences)
+    if counting is not None:
+        values = values[counting]
+        sequences = None if sequences is None else sequences[counting]
+    if sequences is None:
+        return list(values.split(1))
+    return list(values.split(torch.bincount(sequences, minlength=n_sequences).tolist()))
 
 
 class TensorFiles:

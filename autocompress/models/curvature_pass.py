@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -21,11 +23,12 @@ from autocompress.models.calibration import (
     Batch,
     LayerInput,
     second_moment,
-    token_rows,
+    sequence_rows,
     wanted_inputs,
     windows,
 )
 from autocompress.models.curvature import CurvatureStore, InputCurvature, Lookup, lookup_name
+from autocompress.models.experts import routed_to
 from autocompress.models.layout import ModelLayout, kind_of
 from autocompress.models.streams import TokenMasks, encoder_prefix
 
@@ -47,6 +50,8 @@ Loss = Callable[[nn.Module, Batch, torch.Generator], tuple[Tensor, int]]
 """Runs the module on a batch; gives a scalar in the graph, and the units that it sums over."""
 
 Progress = Callable[[int, int], None]
+
+_Cut = Callable[..., list[Tensor]]
 
 
 def collect_curvature(
@@ -159,7 +164,8 @@ class _Observer:
                 mask = self._masks.of(
                     item.name, inputs, reads_encoder_output=item.reads_encoder_output
                 )
-                watched.hook(self._module, mask, hooks)
+                rows = partial(sequence_rows, mask=mask, n_sequences=_n_sequences(inputs))
+                watched.hook(self._module, rows, hooks)
             for table in self._tables:
                 table.hook(self._module, hooks)
             value, n_units = loss(self._module, inputs, generator)
@@ -176,6 +182,10 @@ class _Observer:
             store.put_lookup(table.layer, table.result(self._n_units))
 
 
+def _n_sequences(inputs: Batch) -> int:
+    return len(next(iter(inputs.values())))
+
+
 class _WatchedInput:
     """Running sums about one input and the layers that read it."""
 
@@ -190,28 +200,30 @@ class _WatchedInput:
         self._weight = 0.0
         self._energies: list[Tensor] = []
         self._rows: dict[str, Tensor] = {}
-        self._calls: list[list[_Sequence]] = []
+        self._calls: list[_Call] = []
 
-    def hook(self, module: nn.Module, mask: Tensor | None, hooks: ExitStack) -> None:
+    def hook(self, module: nn.Module, rows: _Cut, hooks: ExitStack) -> None:
         def keep_input(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-            parts = _sequences(arguments[0].detach(), mask)
-            self._calls.append([_Sequence(rows, self._coupled) for rows in parts])
+            cut = partial(rows, routed=routed_to(module, self.item.name))
+            parts = [_Sequence(part, self._coupled) for part in cut(arguments[0].detach())]
+            self._calls.append(_Call(cut, parts))
 
         handle = module.get_submodule(self.item.name).register_forward_pre_hook(keep_input)
         hooks.callback(handle.remove)
         for reader in self._readers:
-            _watch_output(_multiplying(module, reader), hooks, self._taker(reader, mask))
+            _watch_output(_multiplying(module, reader), hooks, self._taker(reader))
 
-    def _taker(self, reader: LayerSpec, mask: Tensor | None) -> Callable[[int, Tensor], None]:
+    def _taker(self, reader: LayerSpec) -> Callable[[int, Tensor], None]:
         def take(call: int, gradient: Tensor) -> None:
-            pairs = zip(self._calls[call], _sequences(gradient, mask), strict=True)
+            known = self._calls[call]
+            pairs = zip(known.sequences, known.cut(gradient), strict=True)
             found = torch.stack([sequence.take(part) for sequence, part in pairs]).sum(0)
             self._rows[reader.name] = self._rows.get(reader.name, 0) + found
 
         return take
 
     def end_batch(self) -> None:
-        for sequence in (s for call in self._calls for s in call):
+        for sequence in (s for call in self._calls for s in call.sequences):
             energies = sequence.gram.diagonal()
             weights = energies**TEMPERING
             scaled = sequence.rows * weights.sqrt()[:, None]
@@ -244,6 +256,14 @@ class _WatchedInput:
         }
         _require_finite(self.item.name, hessian, statistics, *rows.values())
         return InputCurvature(hessian, statistics, energies, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One run of a layer: how rows are cut into sequences, and its inputs cut like that."""
+
+    cut: _Cut
+    sequences: list[_Sequence]
 
 
 class _Sequence:
@@ -286,17 +306,6 @@ class _Sequence:
         """
         largest = float(self.gram.diagonal().max()) if len(self.gram) else 0.0
         return largest, self.rows.T @ ((self.gram / (largest or 1.0)) @ self.rows)
-
-
-def _sequences(values: Tensor, mask: Tensor | None) -> list[Tensor]:
-    """The rows (n, d) of the tokens that count, sequence by sequence, of values (batch, ..., d).
-
-    Without a token axis (pooled vectors, tokens that a router sorted) every row is a sequence.
-    """
-    if mask is not None and mask.shape != values.shape[:-1]:
-        mask = None
-    masks = [None] * len(values) if mask is None else list(mask)
-    return [token_rows(one, m) for one, m in zip(values, masks, strict=True)]
 
 
 class _WatchedTable:

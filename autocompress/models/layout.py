@@ -3,7 +3,7 @@
 Nothing here knows a model by name. Blocks are the outermost lists of equal modules that hold
 attention or feed-forward projections; the role of a layer is read off its attribute path with the
 one table `_ROLES`; ties are tensors that are the same object. A new architecture normally needs no
-code, at most a word in that table.
+code, at most a word in that table. Experts are layers once `separate_experts` has run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from autocompress.core import DTYPE_BYTES, ROLES, LayerSpec
 from autocompress.core.errors import ModelError, nearest
 from autocompress.core.layer import Kind, Role
+from autocompress.models.experts import expert_of
 
 # The first pattern that matches the end of a layer's path within its block decides.
 _ROLES: tuple[tuple[Role, re.Pattern[str]], ...] = tuple(
@@ -33,6 +34,7 @@ _ROLES: tuple[tuple[Role, re.Pattern[str]], ...] = tuple(
         ("gate_up", r"gate_up_proj"),
         ("gate", r"gate_proj|wi_0"),
         ("up", r"up_proj|fc1|lin1|wi|wi_1|c_fc|intermediate\.dense|dense_h_to_4h"),
+        ("router", r"(?:mlp|moe|feed_forward)\.gate|router(?:\.\w+)?|shared_expert_gate"),
         ("down", r"down_proj|fc2|lin2|wo|mlp\.c_proj|output\.dense|dense_4h_to_h"),
     )
 )
@@ -142,7 +144,7 @@ def describe(module: nn.Module) -> ModelLayout:
 def kind_of(module: nn.Module) -> Kind | None:
     """How a module stores its weight matrix; None if it is not a layer."""
     if isinstance(module, nn.Linear):
-        return "linear"
+        return None if hasattr(module, "top_k") else "linear"  # a router puts out its choice
     if isinstance(module, Conv1D):
         return "conv1d"
     return "embedding" if isinstance(module, nn.Embedding) else None
@@ -218,7 +220,10 @@ def _layer(
     weight = cast(Tensor, child.weight)
     rows, columns = weight.shape if kind != "conv1d" else weight.shape[::-1]
     block = _block_of(name, blocks)
-    role = _role(module, name, kind, None if block is None else blocks[block])
+    expert = expert_of(module, name)
+    within = name if expert is None else name.rpartition(".")[0]
+    role = _role(module, name, kind, None if block is None else within[len(blocks[block]) + 1 :])
+    macs = rows * columns if expert is None else expert.active(rows * columns)
     linears = [h for h in holders if kind_of(module.get_submodule(h)) != "embedding"]
     return LayerSpec(
         name=name,
@@ -229,16 +234,17 @@ def _layer(
         kind=kind,
         dtype=str(weight.dtype).removeprefix("torch."),
         input_name=inputs.name(linears[0], role, block) if linears else None,
-        macs_per_token=rows * columns if linears else 0,
+        macs_per_token=macs if linears else 0,
         aliases=holders[1:],
+        expert=expert,
     )
 
 
-def _role(module: nn.Module, name: str, kind: Kind, block: str | None) -> Role:
+def _role(module: nn.Module, name: str, kind: Kind, in_block: str | None) -> Role:
     if kind == "embedding":
         return "embedding"
-    if block is not None:
-        return _role_in_block(name.removeprefix(f"{block}."))
+    if in_block is not None:
+        return _role_in_block(in_block)
     is_head = module.get_submodule(name) is _call_if_present(module, "get_output_embeddings")
     return "head" if is_head or _HEAD.search(name) else "other"
 

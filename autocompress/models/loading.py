@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from autocompress.core import digest, digest_bytes
 from autocompress.core.errors import ModelError, nearest
+from autocompress.models.experts import separate_experts
 from autocompress.models.layout import ModelLayout, describe
 from autocompress.models.quiet import quiet_transformers
 from autocompress.models.sources import (
@@ -103,6 +104,7 @@ def load_base_model(
     _require_fitting_task(source, config, auto_class)
     module = _load_module(source, config, auto_class, dtype, trust_remote_code)
     _require_finite(source, module)
+    separate_experts(module)
     module.requires_grad_(False).eval().to(device)
     return BaseModel(
         module=module,

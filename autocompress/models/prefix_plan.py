@@ -104,7 +104,8 @@ class Trace:
 def make_plan(events: Sequence[Event], layout: ModelLayout) -> PrefixPlan:
     """The plan of a traced forward.
 
-    A layer that was not seen to run may be used without its module: it counts as running first.
+    A layer that was not seen to run may be used without its module: it counts as running first,
+    but an expert that no token was sent to with its block.
 
     Raises:
         UnsupportedError: blocks do not run one after the other, each once, stack by stack.
@@ -114,7 +115,7 @@ def make_plan(events: Sequence[Event], layout: ModelLayout) -> PrefixPlan:
     first = _first_uses(events)
     layers: list[list[str]] = [[] for _ in order]
     for layer in layout.layers:
-        place = first.get(layer.name, 0)
+        place = first.get(layer.name, 0 if layer.expert is None else len(order))
         if layer.block is not None:
             place = min(place, position.get(layout.blocks[layer.block], place))
         if place < len(order):

@@ -27,6 +27,7 @@ from autocompress.models.calibration import (
     token_rows,
     wanted_inputs,
 )
+from autocompress.models.experts import expert_of, routed_to
 from autocompress.models.layout import ModelLayout
 from autocompress.models.statistics import Progress, StatisticsStore
 from autocompress.models.streams import TokenMasks, encoder_prefix
@@ -61,7 +62,8 @@ def collect_sequential_statistics(
         layers: names of the compressed layers.
         compressed: the (o, d) matrix of a layer in the module's dtype; asked once the store holds
             the layer's statistics.
-        token_weights: weighs each token in H, e.g. by its gradient energy; None weighs all alike.
+        token_weights: weighs each token in H, e.g. by its gradient energy; None weighs all alike,
+            and so do experts.
         progress: told about every forward.
 
     Raises:
@@ -183,7 +185,10 @@ class _Steps:
         self._prefix.extend(index, outputs)
 
     def _weights_of(self, item: LayerInput) -> Tensor | None:
-        return None if self._token_weights is None else self._token_weights(item.name)
+        # Compressed blocks send other tokens to an expert than those that weights are known of.
+        if self._token_weights is None or expert_of(self._prefix.module, item.name) is not None:
+            return None
+        return self._token_weights(item.name)
 
 
 class _Sum:
@@ -200,7 +205,7 @@ class _Sum:
 
     def watch(self, module: nn.Module, mask: Tensor | None, hooks: ExitStack) -> None:
         def observe(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-            self._add(token_rows(arguments[0], mask))
+            self._add(token_rows(arguments[0], mask, routed_to(module, self.item.name)))
 
         layer = module.get_submodule(self.item.name)
         hooks.callback(layer.register_forward_pre_hook(observe).remove)

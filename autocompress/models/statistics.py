@@ -30,6 +30,7 @@ from autocompress.models.calibration import (
     wanted_inputs,
     windows,
 )
+from autocompress.models.experts import routed_to
 from autocompress.models.layout import ModelLayout
 from autocompress.models.streams import TokenMasks, encoder_prefix
 
@@ -207,7 +208,7 @@ def _hooks(
 
         def observe(_: nn.Module, arguments: tuple[Any, ...]) -> None:
             mask = masks.of(item.name, inputs, reads_encoder_output=item.reads_encoder_output)
-            accumulator.add(token_rows(arguments[0], mask))
+            accumulator.add(token_rows(arguments[0], mask, routed_to(module, item.name)))
             pending.discard(item.name)
             if not pending:
                 raise _AllSeen

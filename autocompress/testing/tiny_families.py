@@ -25,6 +25,7 @@ class Sizes:
     key_value_heads: int = 2
     vocabulary: int = 320
     positions: int = 256
+    experts: int = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,15 @@ def _gemma3(sizes: Sizes) -> nn.Module:
             query_pre_attn_scalar=scale,
             sliding_window=16,
             layer_types=["sliding_attention", *["full_attention"] * (sizes.blocks - 1)],
+        )
+    )
+    return model
+
+
+def _mixtral(sizes: Sizes) -> nn.Module:
+    model: nn.Module = hf.MixtralForCausalLM(
+        hf.MixtralConfig(
+            **_decoder(sizes), num_local_experts=sizes.experts, num_experts_per_tok=2
         )
     )
     return model
@@ -170,6 +180,7 @@ TINY_FAMILIES: dict[str, Family] = {
     "mistral": Family(
         "AutoModelForCausalLM", lambda s: hf.MistralForCausalLM(hf.MistralConfig(**_decoder(s)))
     ),
+    "mixtral": Family("AutoModelForCausalLM", _mixtral),
     "gemma3": Family("AutoModelForCausalLM", _gemma3),
     "gpt2": Family("AutoModelForCausalLM", _gpt2),
     "bert": Family(

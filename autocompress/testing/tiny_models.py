@@ -8,6 +8,7 @@ it structure worth preserving.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import cycle, islice
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from autocompress.core import derived_seed
 from autocompress.core.errors import UnknownNameError, nearest
+from autocompress.models.experts import has_experts, separate_experts, stack_experts
 from autocompress.models.quiet import quiet_transformers
 from autocompress.testing.tiny_families import (
     BOS,
@@ -70,12 +72,14 @@ def auto_class_of(family: str) -> str:
 def tiny_model(family: str, *, seed: int = 0, sizes: Sizes | None = None) -> nn.Module:
     """A randomly initialised float32 model in evaluation mode; equal seeds give equal weights.
 
+    Experts are layers of their own, as in a loaded model.
+
     Raises:
         UnknownNameError: no such family.
     """
     with torch.random.fork_rng():
         torch.manual_seed(derived_seed("tiny model", family, seed))
-        return _family(family).build(sizes or Sizes()).eval()
+        return separate_experts(_family(family).build(sizes or Sizes()).eval())
 
 
 def save_tiny(
@@ -96,6 +100,8 @@ def save_tiny(
         sizes: of the model.
     """
     model = tiny_model(family, seed=seed, sizes=sizes) if model is None else model
+    if has_experts(model):
+        model = stack_experts(copy.deepcopy(model))
     with quiet_transformers():
         model.save_pretrained(path)  # type: ignore[operator]  # every family is a PreTrainedModel
     if family == "vit":

@@ -16,6 +16,7 @@ from autocompress.core.errors import SchemeError
 from autocompress.export.hook import install
 from autocompress.methods import CompressedWeight, LayerStatistics, check, compress
 from autocompress.models import BaseModel, describe, overridden, weight_matrix
+from autocompress.models.experts import separate_experts
 from autocompress.models.quiet import quiet_transformers
 from autocompress.testing.tiny_models import (
     auto_class_of,
@@ -110,6 +111,7 @@ def _load(family: str, dtype: str, path: Path) -> BaseModel:
     auto_class = auto_class_of(family)
     with quiet_transformers():
         module = getattr(transformers, auto_class).from_pretrained(path, dtype=dtype).eval()
+    separate_experts(module)
     return BaseModel(
         module=module.requires_grad_(False),
         layout=describe(module),
