@@ -74,8 +74,9 @@ def group_scheme(layer: LayerSpec, scheme: Scheme) -> GroupScheme | str:
     from autocompress.methods.grid import GridCoding
     from autocompress.methods.schemes import plan
 
-    if layer.kind != "linear":
-        return f"it holds linear layers only, but this is of the kind {layer.kind}."
+    kind = layer.kind if layer.expert is None else "expert"  # a slice of a stacked tensor there
+    if kind != "linear":
+        return f"it holds linear layers only, but this is of the kind {kind}."
     if layer.aliases:
         return (
             "it holds layers with a weight of their own, but this one is tied to "
@@ -148,6 +149,7 @@ class CompressedTensors(Exporter):
         """See `Exporter.write`."""
         from autocompress.export.directory import new_directory
         from autocompress.export.writing import finish, require_bytes, shallow_copy
+        from autocompress.models.experts import stack_experts
         from autocompress.models.quiet import quiet_transformers
 
         weights = {name: w for name, w in weights.items() if not w.scheme.is_base}
@@ -155,6 +157,7 @@ class CompressedTensors(Exporter):
         require(self, base.layout, schemes)
         require_model(self, base)
         model = shallow_copy(base.module)
+        stack_experts(model)
         groups = _groups(base, schemes)
         tensors = {name: _stored(weights[name], group) for name, group in groups.items()}
         with new_directory(out) as directory:

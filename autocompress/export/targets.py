@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from autocompress.core import LayerSpec, Scheme
@@ -52,7 +53,9 @@ class Target:
         return refused or ("" if self.rule is None else self.rule(layer, scheme))
 
 
-def space_for(target: str, space: str, base: BaseModel) -> SearchSpace:
+def space_for(
+    target: str, space: str, base: BaseModel, routed: Mapping[str, int] = MappingProxyType({})
+) -> SearchSpace:
     """The search space that a name or file gives on a model, without what `target` cannot run.
 
     A choice that loses every option keeps the base.
@@ -61,6 +64,7 @@ def space_for(target: str, space: str, base: BaseModel) -> SearchSpace:
         target: name of a target.
         space: name of a shipped space, or the path of a YAML file.
         base: the model.
+        routed: see `load_space`.
 
     Raises:
         UnknownNameError: there is no such target or shipped space.
@@ -69,10 +73,12 @@ def space_for(target: str, space: str, base: BaseModel) -> SearchSpace:
     """
     chosen = TARGETS[target]
     if not chosen.exporter:
-        return load_space(space, base.layout.layers)
+        return load_space(space, base.layout.layers, routed=routed)
     require_model(EXPORTERS[chosen.exporter], base)
-    ties = Ties(qkv=True, gate_up=True) if chosen.fused else None
-    whole = load_space(space, base.layout.layers, ties=ties)
+    ties = None
+    if chosen.fused:
+        ties = Ties(qkv=True, gate_up=True, expert_groups=1, experts_by="routing")
+    whole = load_space(space, base.layout.layers, ties=ties, routed=routed)
     return restricted(whole, chosen, {layer.name: layer for layer in base.layout.layers})
 
 

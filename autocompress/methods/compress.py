@@ -234,7 +234,9 @@ def footprint(layer: LayerSpec, scheme: Scheme) -> Footprint:
         stored = part.layout(whole, options, layer.dtype)
         tensors |= {f"{RESIDUAL}{name}": layout for name, layout in stored.items()}
         extra += part.macs_per_token(whole, options)
-    return Footprint(tensors, macs + (extra if layer.expert is None else layer.expert.active(extra)))
+    return Footprint(
+        tensors, macs + (extra if layer.expert is None else layer.expert.active(extra))
+    )
 
 
 def decode(

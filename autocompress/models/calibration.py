@@ -127,8 +127,8 @@ def _routed_rows(
         values = values[counting]
         sequences = None if sequences is None else sequences[counting]
     if sequences is None:
-        return list(values.split(1))
-    return list(values.split(torch.bincount(sequences, minlength=n_sequences).tolist()))
+        return list(torch.split(values, 1))
+    return list(torch.split(values, torch.bincount(sequences, minlength=n_sequences).tolist()))
 
 
 class TensorFiles:

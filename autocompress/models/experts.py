@@ -49,7 +49,7 @@ class Routed:
         return mask.reshape(-1).to(self.tokens.device)[self.tokens]
 
     def sequences(self, n_sequences: int) -> Tensor | None:
-        """(n,) the number of each token's sequence; None if the batch is not cut into equal ones."""
+        """(n,) the number of each token's sequence; None if they are not equally long."""
         if n_sequences == 0 or self.n_tokens % n_sequences:
             return None
         return self.tokens // (self.n_tokens // n_sequences)
@@ -87,7 +87,7 @@ class SeparateExperts(nn.Module):
         shares = top_k_weights.reshape(-1)
         # An index beyond the last expert is none.
         counts = torch.bincount(experts, minlength=self.n_experts).tolist()[: self.n_experts]
-        for expert, places in enumerate(order[: sum(counts)].split(counts)):
+        for expert, places in enumerate(torch.split(order[: sum(counts)], counts)):
             if len(places):
                 tokens = places // k
                 self.routed = Routed(tokens, n_tokens)
@@ -110,7 +110,7 @@ class SeparateExperts(nn.Module):
         """The stock module with the weights that these modules hold now, stacked again."""
         rule = self._rule[0]
         for name in (self.up_name, "down_proj"):
-            layers = [cast(nn.Linear, layer) for layer in self.projection(name)]
+            layers = [cast(Any, layer) for layer in self.projection(name)]
             rule.register_parameter(name, _stack([layer.weight for layer in layers]))
             if layers[0].bias is not None:
                 rule.register_parameter(f"{name}_bias", _stack([layer.bias for layer in layers]))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from autocompress.core.errors import SpaceError
 from autocompress.core.layer import LayerSpec
@@ -13,7 +14,11 @@ from autocompress.spaces.space import SearchSpace
 
 
 def load_space(
-    name_or_path: str, layers: Sequence[LayerSpec], *, ties: Ties | None = None
+    name_or_path: str,
+    layers: Sequence[LayerSpec],
+    *,
+    ties: Ties | None = None,
+    routed: Mapping[str, int] = MappingProxyType({}),
 ) -> SearchSpace:
     """The search space that a shipped space or a space file gives on a model.
 
@@ -22,6 +27,8 @@ def load_space(
         layers: all compressible layers of the model, in execution order
             (``describe(module).layers``).
         ties: which layers must take the same option, whatever the file says; None: as it says.
+        routed: by name of a layer of an expert, the calibration tokens that are sent to it: experts
+            that share an option are picked by it. Without it they are picked by their number.
 
     Raises:
         UnknownNameError: there is no shipped space of that name.
@@ -31,10 +38,10 @@ def load_space(
     from autocompress.spaces.resolve import resolve  # imports torch: not needed to list spaces
 
     if ties is None or ties == file.spec.ties:
-        return resolve(file, layers)
+        return resolve(file, layers, routed)
     tied = replace(file, spec=file.spec.model_copy(update={"ties": ties}))
     try:
-        return resolve(tied, layers)
+        return resolve(tied, layers, routed)
     except SpaceError as error:
         raise SpaceError(
             f"{error} (The file does not tie them, but the target runs them as one.)"

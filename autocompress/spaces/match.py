@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import takewhile
+from types import MappingProxyType
 
 from autocompress.core.errors import SpaceError, nearest
 from autocompress.core.layer import LayerSpec
@@ -21,6 +22,9 @@ _TIES: Mapping[str, tuple[str, str]] = {
     "gate": ("gate_up", "gate and up"), "up": ("gate_up", "gate and up"),
 }  # fmt: skip
 """Role to the switch in the file and the roles that it ties."""
+
+_EXPERTS = ("expert_groups", "experts of one part")
+_OFF = {"expert_groups": "0"}
 
 _TieKey = tuple[str, ...]
 
@@ -49,12 +53,16 @@ class TiedLayers:
         return f"{prefix}{{{','.join(name.removeprefix(prefix) for name in names)}}}"
 
 
-def match(file: SpaceFile, layers: Sequence[LayerSpec]) -> tuple[TiedLayers, ...]:
+def match(
+    file: SpaceFile, layers: Sequence[LayerSpec], routed: Mapping[str, int] = MappingProxyType({})
+) -> tuple[TiedLayers, ...]:
     """Give every layer to the first choice that selects it and join those that are tied.
 
     Args:
         file: the space.
         layers: all compressible layers of the model, in execution order.
+        routed: by name of a layer of an expert, the calibration tokens that are sent to it. Where
+            it is not known, experts are sorted by their number.
 
     Returns:
         In execution order of their first layers. Layers that no choice selects are left out.
@@ -65,10 +73,13 @@ def match(file: SpaceFile, layers: Sequence[LayerSpec]) -> tuple[TiedLayers, ...
             members of a tied set.
     """
     owners = _owners(file, layers)
+    ties = file.spec.ties
+    parts = _expert_parts(layers, ties, routed if ties.experts_by == "routing" else {})
     tied: dict[_TieKey, list[LayerSpec]] = {}
     for layer in layers:
         if layer.name in owners:
-            tied.setdefault(_tie_key(layer, file.spec.ties), []).append(layer)
+            key = parts.get(layer.name) or _tie_key(layer, ties)
+            tied.setdefault(key, []).append(layer)
     return tuple(_one_owner(members, owners, file) for members in tied.values())
 
 
@@ -185,17 +196,35 @@ def _tie_key(layer: LayerSpec, ties: Ties) -> _TieKey:
     return (roles, str(layer.block), layer.input_name or "")
 
 
+def _expert_parts(
+    layers: Sequence[LayerSpec], ties: Ties, routed: Mapping[str, int]
+) -> dict[str, _TieKey]:
+    """For each layer of an expert what its part is known by: equal for those that are tied."""
+    if ties.expert_groups == 0:
+        return {}
+    stacks: dict[str, list[LayerSpec]] = {}
+    for layer in layers:
+        if layer.expert is not None:
+            stacks.setdefault(layer.name.rpartition(".")[0], []).append(layer)
+    parts: dict[str, _TieKey] = {}
+    for name, stack in stacks.items():
+        stack.sort(key=lambda layer: -routed.get(layer.name, 0))  # stable
+        for place, layer in enumerate(stack):
+            parts[layer.name] = ("experts", name, str(place * ties.expert_groups // len(stack)))
+    return parts
+
+
 def _one_owner(
     members: Sequence[LayerSpec], owners: Mapping[str, int], file: SpaceFile
 ) -> TiedLayers:
     first = members[0]
     for layer in members[1:]:
         if owners[layer.name] != owners[first.name]:
-            switch, roles = _TIES[layer.role]
+            switch, roles = _TIES.get(layer.role, _EXPERTS)
             where = [file.source.at(("choices", owners[m.name])) for m in (first, layer)]
             raise SpaceError(
                 f"{where[1]}: ties.{switch} says that {roles} of a block take one option, but "
-                f"{first.name!r} belongs to {where[0]} and {layer.name!r} to this choice. "
-                f"Put the roles in one choice, or write `ties: {{{switch}: false}}`."
+                f"{first.name!r} belongs to {where[0]} and {layer.name!r} to this choice. Put "
+                f"them in one choice, or write `ties: {{{switch}: {_OFF.get(switch, 'false')}}}`."
             )
     return TiedLayers(owners[first.name], tuple(members))

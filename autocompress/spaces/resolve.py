@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from autocompress.core.errors import SchemeError, SpaceError, UsageError, nearest
 from autocompress.core.layer import LayerSpec
@@ -22,12 +23,15 @@ RANK_MULTIPLE = 8
 """Ranks are multiples of this where that leaves at least two multiples: kernels want it."""
 
 
-def resolve(file: SpaceFile, layers: Sequence[LayerSpec]) -> SearchSpace:
+def resolve(
+    file: SpaceFile, layers: Sequence[LayerSpec], routed: Mapping[str, int] = MappingProxyType({})
+) -> SearchSpace:
     """The search space that a file gives on a model.
 
     Args:
         file: what `catalog.find_space` read.
         layers: all compressible layers of the model, in execution order.
+        routed: see `match.match`.
 
     Raises:
         SpaceError: a method or option is unknown, a scheme does not fit a layer, or a choice
@@ -39,7 +43,7 @@ def resolve(file: SpaceFile, layers: Sequence[LayerSpec]) -> SearchSpace:
         for option in options:
             _check_written(option)
     resolver = _Resolver()
-    tied = match(file, layers)
+    tied = match(file, layers, routed)
     choices = tuple(resolver.choice(members, written[members.choice]) for members in tied)
     if not choices:
         raise SpaceError(

@@ -35,6 +35,17 @@ class Ties(_Strict):
         True, description="query, key and value of a block; cross_key and cross_value of a block."
     )
     gate_up: bool = Field(True, description="gate and up of a block.")
+    expert_groups: int = Field(
+        1,
+        ge=0,
+        description="Parts of equal size that the experts of a block are cut into; the layers of "
+        "one role in a part take one option. 0: every expert for itself.",
+    )
+    experts_by: Literal["routing", "index"] = Field(
+        "routing",
+        description="What the experts are sorted by before they are cut: how many calibration "
+        "tokens are sent to them, most first, or their number.",
+    )
 
 
 class StageGrid(BaseModel):
@@ -112,7 +123,7 @@ class SpaceSpec(_Strict):
     schema_version: Literal[1]
     name: str = Field(min_length=1)
     description: str = Field(min_length=1, description="One line.")
-    ties: Ties = Ties(qkv=True, gate_up=True)
+    ties: Ties = Ties(qkv=True, gate_up=True, expert_groups=1, experts_by="routing")
     choices: Annotated[list[ChoiceSpec], Field(min_length=1)] = Field(
         description="A layer belongs to the first choice that selects it."
     )

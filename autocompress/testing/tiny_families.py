@@ -79,9 +79,7 @@ def _gemma3(sizes: Sizes) -> nn.Module:
 
 def _mixtral(sizes: Sizes) -> nn.Module:
     model: nn.Module = hf.MixtralForCausalLM(
-        hf.MixtralConfig(
-            **_decoder(sizes), num_local_experts=sizes.experts, num_experts_per_tok=2
-        )
+        hf.MixtralConfig(**_decoder(sizes), num_local_experts=sizes.experts, num_experts_per_tok=2)
     )
     return model
 

@@ -7,11 +7,13 @@ every verb that opens the same settings sees the same model and the same tokens.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from autocompress.bank import DEFAULT_DENSE_BYTES, Bank
 from autocompress.core import BASE_ALLOCATION, Allocation, LayerSpec, Resources, Scheme, digest
 from autocompress.core.errors import DataError
+from autocompress.core.files import write_atomically
 from autocompress.cost import CostModel, find_profile
 from autocompress.evaluate import (
     TASKS,
@@ -54,6 +57,7 @@ from autocompress.models.loading import (
     load_processor,
 )
 from autocompress.models.rotation import in_dtype, rotated_base
+from autocompress.models.routing import count_routed
 from autocompress.search.build_table import Fill, build_option_table
 from autocompress.search.option_table import OptionTable
 from autocompress.spaces import SearchSpace
@@ -114,7 +118,23 @@ class Session:
     @cached_property
     def space(self) -> SearchSpace:
         """The search space, resolved against this model and restricted to the target."""
-        return space_for(self.settings.target, self.settings.space, self.base)
+        return space_for(self.settings.target, self.settings.space, self.base, self._routed())
+
+    def _routed(self) -> Mapping[str, int]:
+        """Calibration tokens that are sent to each layer of an expert, counted once."""
+        split = self.splits.calibration
+        if not any(layer.expert is not None for layer in self.base.layout.layers):
+            return {}
+        key = digest(["routing", 1, self.base.digest, split.digest])
+        path = self.cache / "routing" / f"{key}.json"
+        with suppress(OSError, ValueError):  # absent or damaged: counted again
+            return cast(dict[str, int], json.loads(path.read_text("utf-8")))
+        self.progress.step(f"Counting which experts {split.n_tokens:,} tokens are sent to")
+        batches = self.task.batches(split, CALIBRATION_BATCH)
+        counts = count_routed(self.base.module, self.base.layout, batches)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(counts))
+        return counts
 
     @cached_property
     def cost(self) -> CostModel:
