@@ -3,7 +3,7 @@
 from autocompress.core.allocation import BASE_ALLOCATION, Allocation
 from autocompress.core.digest import derived_seed, digest, digest_bytes
 from autocompress.core.footprint import Footprint, TensorLayout
-from autocompress.core.layer import DTYPE_BYTES, ROLES, LayerSpec
+from autocompress.core.layer import DTYPE_BYTES, ROLES, ExpertOf, LayerSpec
 from autocompress.core.metrics import Measurement, Metrics, Quality, Resource, Resources
 from autocompress.core.registry import Registry
 from autocompress.core.scheme import BASE_SCHEME, OptionValue, Scheme, Stage
@@ -16,6 +16,7 @@ __all__ = [
     "ROLES",
     "Allocation",
     "Bar",
+    "ExpertOf",
     "Footprint",
     "LayerSpec",
     "Measurement",

@@ -74,9 +74,8 @@ def group_scheme(layer: LayerSpec, scheme: Scheme) -> GroupScheme | str:
     from autocompress.methods.grid import GridCoding
     from autocompress.methods.schemes import plan
 
-    kind = layer.kind if layer.expert is None else "expert"  # a slice of a stacked tensor there
-    if kind != "linear":
-        return f"it holds linear layers only, but this is of the kind {kind}."
+    if layer.kind != "linear":
+        return f"it holds linear layers only, but this is of the kind {layer.kind}."
     if layer.aliases:
         return (
             "it holds layers with a weight of their own, but this one is tied to "
@@ -129,7 +128,13 @@ class CompressedTensors(Exporter):
         return found if isinstance(found, str) else ""
 
     def refusal_of_model(self, base: BaseModel) -> str:
-        """Stock transformers must be able to load its layers without a `weight`."""
+        """Stock transformers must be able to load its layers without a `weight`.
+
+        And it must find each tensor under its own name: of a compressed-tensors checkpoint it does
+        not stack experts that are stored one by one, the form in which it saves them.
+        """
+        if any(layer.expert is not None for layer in base.layout.layers):
+            return "stock transformers must load it, which joins no experts there."
         part = _part_that_wants_weights(base.module)
         if not part:
             return ""
@@ -149,7 +154,6 @@ class CompressedTensors(Exporter):
         """See `Exporter.write`."""
         from autocompress.export.directory import new_directory
         from autocompress.export.writing import finish, require_bytes, shallow_copy
-        from autocompress.models.experts import stack_experts
         from autocompress.models.quiet import quiet_transformers
 
         weights = {name: w for name, w in weights.items() if not w.scheme.is_base}
@@ -157,7 +161,6 @@ class CompressedTensors(Exporter):
         require(self, base.layout, schemes)
         require_model(self, base)
         model = shallow_copy(base.module)
-        stack_experts(model)
         groups = _groups(base, schemes)
         tensors = {name: _stored(weights[name], group) for name, group in groups.items()}
         with new_directory(out) as directory:

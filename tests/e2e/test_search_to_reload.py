@@ -15,6 +15,7 @@ FAMILIES = {
     "llama": "AutoModelForCausalLM",
     "gpt2": "AutoModelForCausalLM",
     "gemma3": "AutoModelForCausalLM",
+    "mixtral": "AutoModelForCausalLM",
     "bert": "AutoModelForMaskedLM",
     "bert-encoder": "AutoModel",
     "bart": "AutoModelForSeq2SeqLM",
