@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autocompress.core import BASE_ALLOCATION, Allocation, LayerSpec, Scheme
+from autocompress.core import BASE_ALLOCATION, Allocation, ExpertOf, LayerSpec, Scheme
 from autocompress.core.errors import UsageError
 from autocompress.cost import CostModel, DeviceProfile
 from autocompress.methods import canonical, footprint
@@ -160,3 +160,17 @@ def test_a_faster_device_is_never_slower_and_more_tokens_per_pass_never_cost_mor
     slow = _values(model)["latency_ms_per_token"]
     assert _values(replace(model, profile=quick))["latency_ms_per_token"] <= slow
     assert _values(replace(model, tokens_per_pass=tokens + 1))["latency_ms_per_token"] <= slow
+
+
+def test_an_expert_stores_all_bytes_and_reads_those_that_tokens_are_sent_to():
+    expert = replace(UP, macs_per_token=UP.n_weights * 2 // 8, expert=ExpertOf(3, 8, 2))
+    one, both = _values(_model(expert)), _values(_model(expert, tokens_per_pass=2))
+    assert one["storage_bytes"] == OTHER_BYTES + UP.base_bytes
+    assert one["macs_per_token"] == OTHER_MACS + UP.n_weights / 4
+    assert one["bytes_moved_per_token"] == OTHER_BYTES + UP.base_bytes / 4
+    # of two tokens either is sent there with 1/4: both miss it in 9 of 16 cases
+    expected = (OTHER_BYTES + UP.base_bytes * 7 / 16) / 2
+    assert both["bytes_moved_per_token"] == pytest.approx(expected)
+    corrected = "rtn(bits=4)+eora(rank=4)"
+    macs = _values(_model(expert), _allocation(up=corrected))["macs_per_token"]
+    assert macs == OTHER_MACS + (UP.n_weights + 4 * (128 + 64)) / 4

@@ -18,6 +18,7 @@ from autocompress.models import (
     weight_matrix,
 )
 from autocompress.models.experts import Routed, separate_experts, stack_experts
+from autocompress.models.prefix_plan import Event, make_plan
 from autocompress.models.routing import count_routed
 from autocompress.testing.tiny_models import tiny_batches, tiny_model
 
@@ -221,3 +222,11 @@ def test_routed_tokens_know_their_sequence_unless_sequences_differ():
     mask = torch.tensor([[True, True, True], [False, True, True]])
     assert routed.counting(mask).tolist() == [True, False, True, True]
     assert routed.counting(torch.ones(2, 4, dtype=torch.bool)) is None
+
+
+def test_an_expert_that_no_token_was_sent_to_still_belongs_to_its_block():
+    layout = describe(tiny_model("mixtral"))
+    ends = [Event(kind, name) for name in layout.blocks for kind in ("start", "end")]
+    plan = make_plan(ends, layout)
+    name = "model.layers.1.mlp.experts.down_proj.0"
+    assert [name in step.layers for step in plan.steps] == [False, True]
