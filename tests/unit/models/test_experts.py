@@ -168,7 +168,7 @@ def test_statistics_of_an_expert_are_of_the_tokens_that_are_sent_to_it(tmp_path)
 
 
 def test_an_expert_that_saw_too_few_tokens_is_rounded_and_says_why(tmp_path):
-    model, batches = tiny_model("mixtral"), tiny_batches("mixtral", n_batches=4)
+    model, batches = tiny_model("mixtral"), tiny_batches("mixtral", n_batches=3)
     router = model.model.layers[0].mlp.gate
     with torch.no_grad():
         router.weight[3] = -100 * router.weight[:3].sum(0)
@@ -212,7 +212,8 @@ def test_curvature_of_an_expert_adds_up_over_the_tokens_of_a_sequence(tmp_path):
         rows, hessian = curvature.rows.double(), curvature.hessian.double()
         scale = float(exact.diagonal().max())
         torch.testing.assert_close(rows.sum() * hessian, exact, rtol=1e-4, atol=1e-5 * scale)
-        torch.testing.assert_close(rows, by_output, rtol=1e-4, atol=0)
+        shares = by_output / by_output.sum()
+        torch.testing.assert_close(rows / rows.sum(), shares, rtol=1e-4, atol=1e-9)
 
 
 def test_routed_tokens_know_their_sequence_unless_sequences_differ():
