@@ -57,7 +57,9 @@ class Case:
         self._scores: dict[str, OptionTable] = {}
 
     def table_of(self, sampler: str) -> OptionTable:
-        """The option table with the sampler's own criterion as damage."""
+        """The option table with the sampler's own criterion as damage, or trained preferences."""
+        if SAMPLERS[sampler].needs_training:
+            return self.session.trained(self.table, self.search.bank)
         if sampler not in SCORE_OF:
             return self.table
         if not self._scores:

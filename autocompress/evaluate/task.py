@@ -173,6 +173,36 @@ class Task(ABC):
             "`Task.curvature_loss`, or search without a profile."
         )
 
+    def answers(self, module: nn.Module, batch: dict[str, Tensor]) -> Tensor:  # noqa: ARG002
+        """What the model says about a batch, in the graph, as rows that `divergence` compares.
+
+        By default log-probabilities of every scored position: (rows, classes), float32.
+
+        Args:
+            module: the model; whether its parameters take part is the caller's choice.
+            batch: of `curvature_batches`.
+
+        Raises:
+            UsageError: the task has no differentiable answers.
+        """
+        raise UsageError(
+            f"The task {self.name} defines no differentiable answers. Next step: override "
+            "`Task.answers`, or take --sampler guided."
+        )
+
+    def divergence(self, answers: Tensor, base: Tensor) -> Tensor:
+        """The damage summed over `n_scored` units: a scalar in the graph of `answers`.
+
+        By default ``KL(base || model)`` in nats.
+
+        Args:
+            answers: of a compressed model.
+            base: of the base model on the same batch, not in the graph.
+        """
+        p = base.exp()
+        # 0 log 0 = 0: an entry that the base rules out adds nothing
+        return torch.where(p > 0, p * (base - answers), 0.0).sum()
+
     def n_scored(self, batch: dict[str, Tensor]) -> int:
         """What a damage averages over, in one batch of `curvature_batches`: its sequences."""
         return len(next(iter(batch.values())))

@@ -8,8 +8,8 @@ within a budget, as in `collect_statistics`. Gradients are reduced to sums of sq
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -32,6 +32,7 @@ from autocompress.models.curvature_rows import SequenceRows
 from autocompress.models.experts import routed_to
 from autocompress.models.layout import ModelLayout, kind_of
 from autocompress.models.streams import TokenMasks, encoder_prefix
+from autocompress.models.weights import frozen
 
 _log = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ class _Observer:
     def observe(self, batch: Batch, loss: Loss, generator: torch.Generator) -> None:
         device = next(self._module.parameters()).device
         inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-        with _frozen(self._module), torch.enable_grad(), ExitStack() as hooks:
+        with frozen(self._module), torch.enable_grad(), ExitStack() as hooks:
             for watched in self._inputs:
                 item = watched.item
                 mask = self._masks.of(
@@ -349,16 +350,3 @@ def _require_finite(name: str, *tensors: Tensor | None) -> None:
             f"Activations and gradients must be finite, but those of layer {name!r} hold NaN or "
             "infinity (or overflow float32). Load the model in float32 and check its weights."
         )
-
-
-@contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """No parameter takes part in the graph within the block."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)

@@ -101,6 +101,19 @@ def overridden(
             holder.weight = parameter
 
 
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter takes part in the graph within the block."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
 def _reading(mapped: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Any, ...]]:
     def hook(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         return (mapped(arguments[0]), *arguments[1:])

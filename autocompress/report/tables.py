@@ -168,6 +168,7 @@ def samplers_table(samplers: Iterable[Mapping[str, Any]]) -> RenderableType:
     table.add_column("summary", overflow="fold")
     for sampler in samplers:
         learns = ["predictions"] if sampler["needs_table"] else []
+        learns += ["training"] if sampler["needs_training"] else []
         learns += ["trials"] if sampler["adaptive"] else []
         uses = " and ".join(learns) or "nothing"
         table.add_row(Text(sampler["name"]), Text(uses), Text(sampler["summary"]))

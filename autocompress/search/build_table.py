@@ -258,17 +258,22 @@ def _depth(layout: ModelLayout, choice: Choice) -> float:
     return -1.0 if layer.role == "embedding" else 2.0
 
 
-def _key(
-    space: SearchSpace, layout: ModelLayout, bank: Bank, curvature: Curvature, cost: CostModel
-) -> str:
-    """Of all that a table depends on; a bank entry's name says weight, statistics and code."""
-    entries = [
+def bank_entries(bank: Bank, space: SearchSpace) -> list[str]:
+    """Digests of the compressed weights of all options, base options left out."""
+    return [
         bank.path(name, option.schemes[index]).stem
         for choice in space.choices
         for index, name in enumerate(choice.layers)
         for option in choice.options
         if not option.schemes[index].is_base
     ]
+
+
+def _key(
+    space: SearchSpace, layout: ModelLayout, bank: Bank, curvature: Curvature, cost: CostModel
+) -> str:
+    """Of all that a table depends on; a bank entry's name says weight, statistics and code."""
+    entries = bank_entries(bank, space)
     layers = [curvature(layout.layer(name)).digest for name in space.searched_layers]
     device = [cost.profile.to_json(), cost.tokens_per_pass]
     others = [cost.other_bytes, cost.other_macs_per_token]

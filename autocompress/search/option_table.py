@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from autocompress.core import digest
 from autocompress.core.errors import UsageError, nearest
+from autocompress.search.dnas.preferences import Preference
 
 Floats = NDArray[np.float64]
 PerChoice = tuple[Floats, ...]
@@ -34,6 +35,8 @@ class OptionTable:
             negative, 0 for the base option.
         costs: by the name of a resource, what each option adds to it, e.g. ``storage_bytes``.
         fixed: by the name of a resource, what all that is not searched adds.
+        preferences: distributions that a training pass found, for samplers that draw from them;
+            empty without one.
     """
 
     names: tuple[str, ...]
@@ -43,10 +46,12 @@ class OptionTable:
     damage: PerChoice
     costs: Mapping[str, PerChoice]
     fixed: Mapping[str, float]
+    preferences: tuple[Preference, ...] = ()
 
     def __post_init__(self) -> None:
         n_options = [len(labels) for labels in self.labels]
-        for what, arrays in (("damage", self.damage), *self.costs.items()):
+        trained = [("preferences", p.log_probabilities) for p in self.preferences]
+        for what, arrays in (("damage", self.damage), *self.costs.items(), *trained):
             if [len(array) for array in arrays] != n_options:
                 raise ValueError(f"{what} must have one value per option of each choice.")
 
@@ -78,7 +83,7 @@ class OptionTable:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back to an equal value."""
-        return {
+        data = {
             "names": list(self.names),
             "roles": list(self.roles),
             "depths": list(self.depths),
@@ -87,6 +92,9 @@ class OptionTable:
             "costs": {n: [v.tolist() for v in arrays] for n, arrays in self.costs.items()},
             "fixed": dict(self.fixed),
         }
+        if self.preferences:
+            data["preferences"] = [preference.to_json() for preference in self.preferences]
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> OptionTable:
@@ -99,6 +107,7 @@ class OptionTable:
             damage=_arrays(data["damage"]),
             costs={name: _arrays(arrays) for name, arrays in data["costs"].items()},
             fixed={name: float(value) for name, value in data["fixed"].items()},
+            preferences=tuple(map(Preference.from_json, data.get("preferences", ()))),
         )
 
 

@@ -26,6 +26,7 @@ class Sampler(ABC):
         adaptive: False if proposals do not depend on what trials measured; the sequence is then
             the same whatever the number of workers.
         needs_table: True if it cannot work without predicted damages.
+        needs_training: True if a search trains `OptionTable.preferences` for it first.
         aims: total bytes at which the best model is wanted most; a sampler may not heed them.
     """
 
@@ -33,6 +34,7 @@ class Sampler(ABC):
     summary: ClassVar[str]
     adaptive: ClassVar[bool]
     needs_table: ClassVar[bool] = False
+    needs_training: ClassVar[bool] = False
 
     def __init__(
         self,

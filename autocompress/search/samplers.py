@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from autocompress.core import Allocation, TrialResult, derived_seed
 from autocompress.objectives import LOSS_NAMES, losses
 from autocompress.search import peers
+from autocompress.search.dnas.sampler import Dnas
 from autocompress.search.guided.sampler import Guided
 from autocompress.search.opening import crossed_baselines
 from autocompress.search.sampler import SAMPLERS, Constraints, Sampler
@@ -29,6 +30,7 @@ from autocompress.spaces import SearchSpace
 
 __all__ = [
     "SAMPLERS",
+    "Dnas",
     "Gp",
     "Guided",
     "Nsga2",

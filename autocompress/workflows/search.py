@@ -19,10 +19,12 @@ from autocompress.search import (
     Driver,
     Journal,
     Mirror,
+    Sampler,
     Spent,
     Study,
     TrialContext,
 )
+from autocompress.search.dnas.mixture import require_room
 from autocompress.search.journal import JOURNAL_FILE
 from autocompress.search.option_table import OptionTable
 from autocompress.workflows.contexts import (
@@ -153,6 +155,8 @@ def run_search(
     with StudyProgress(enabled=show_progress) as shown:
         session = open_session(settings, cache_directory(settings, directory), shown)
         space = session.space
+        if sampler_class.needs_training:
+            require_room(space, session.base.layout)
         record = study_record(session, old)
         _create(directory, record)
         with (
@@ -161,8 +165,7 @@ def run_search(
         ):
             context = search_context(session, record)
             with closing(make_driver(settings, context)) as driver:
-                needs_table = sampler_class.needs_table
-                table = _table(session, context, driver, directory) if needs_table else None
+                table = _table(sampler_class, session, context, driver, directory)
                 sampler = sampler_class(space, seed=settings.seed, table=table, aims=aims)
                 study = Study(
                     space, sampler, driver, journal, budget, mirror=mirror, progress=shown.trial
@@ -177,9 +180,19 @@ def run_search(
         return run
 
 
-def _table(session: Session, context: TrialContext, driver: Driver, directory: Path) -> OptionTable:
-    """The option table of the study, filled by its workers and kept in its directory too."""
+def _table(
+    sampler: type[Sampler],
+    session: Session,
+    context: TrialContext,
+    driver: Driver,
+    directory: Path,
+) -> OptionTable | None:
+    """What the sampler predicts from, filled by the workers and kept in the directory too."""
+    if not sampler.needs_table:
+        return None
     table = session.option_table(context.bank, session.searched_curvature, driver.fill)
+    if sampler.needs_training:
+        table = session.trained(table, context.bank)
     Predictions(session.space, table).write(directory)
     return table
 

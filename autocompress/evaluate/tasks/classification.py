@@ -53,11 +53,12 @@ class ClassificationTask(Task):
         empirical: bool = False,
     ) -> Tensor:
         """See `Task.curvature_loss`."""
-        _check_problem(module)
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         labels = batch["labels"] if empirical else torch.full_like(batch["labels"], SAMPLE)
-        logits = module(**place(inputs, module)).logits
-        return summed_cross_entropy(logits, labels, generator)
+        return summed_cross_entropy(_logits(module, batch), labels, generator)
+
+    def answers(self, module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """See `Task.answers`; one row per example."""
+        return _logits(module, batch).float().log_softmax(1)
 
     def reference(self, module: nn.Module, split: Split, *, batch_size: int) -> Reference:
         """``logprobs`` (n, classes), float32, of the base model."""
@@ -134,6 +135,14 @@ class ClassificationTask(Task):
             for index, row in zip(group, logits.float().log_softmax(1).cpu(), strict=True):
                 rows[index] = row
         return torch.stack([row for row in rows if row is not None])
+
+
+def _logits(module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Logits (n, classes) of a batch of `curvature_batches`, in the graph."""
+    _check_problem(module)
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    logits: Tensor = module(**place(inputs, module)).logits
+    return logits
 
 
 def _pads(module: nn.Module) -> bool:

@@ -79,11 +79,18 @@ class FeatureExtraction(Task):
                 f"The empirical Fisher information needs labels, but the task {self.name} has "
                 "none. Next step: leave out --empirical."
             )
-        batch = place(batch, module)
-        hidden = module(**batch).last_hidden_state
-        embeddings = mean_pool(hidden, batch["attention_mask"])
+        embeddings = self.answers(module, batch)
         drawn = torch.randn(embeddings.shape, dtype=torch.float64, generator=generator)
         return (embeddings * drawn.to(embeddings)).sum()
+
+    def answers(self, module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """See `Task.answers`; the embeddings (texts, width) of unit length."""
+        batch = place(batch, module)
+        return mean_pool(module(**batch).last_hidden_state, batch["attention_mask"])
+
+    def divergence(self, answers: Tensor, base: Tensor) -> Tensor:
+        """See `Task.divergence`; infidelity, by ``1 - cos = |difference|^2 / 2``."""
+        return (answers.float() - base.float()).square().sum() / 2
 
     def reference(self, module: nn.Module, split: Split, *, batch_size: int) -> Reference:
         """``embeddings`` (texts, width), float32: of all first texts, then of all positives."""

@@ -140,6 +140,12 @@ class LanguageTask(Task):
             targets = targets.masked_fill(targets != IGNORED, SAMPLE)
         return summed_cross_entropy(self._forward(module, batch), targets, generator)
 
+    def answers(self, module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """See `Task.answers`; one row per position that predicts a token."""
+        logits = self._forward(module, batch)
+        scored = (self._targets((), batch).flatten() != IGNORED).nonzero()[:, 0]
+        return logits.flatten(0, 1)[scored.to(logits.device)].float().log_softmax(1)
+
     def n_scored(self, batch: dict[str, Tensor]) -> int:
         """The positions that predict a token."""
         return int((self._targets((), batch) != IGNORED).sum())
