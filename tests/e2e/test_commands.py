@@ -143,10 +143,28 @@ def test_a_new_budget_is_solved_from_the_run_alone(cli, run_dir):
     assert "The smallest storage_bytes" in too_small.err
 
 
+@pytest.mark.slow
+def test_a_differentiable_search_trains_once_and_proposes(trained, cli, tmp_path):
+    arguments = ("search", trained("llama"), "--space", "quick", "--sampler", "dnas",
+                 "--cache", tmp_path / "cache", "--no-finalize", *SMALL)  # fmt: skip
+    written = set()
+    for run in ("first", "second"):
+        out = tmp_path / run
+        done = cli(*arguments, "--budget", "12 trials", "--out", out)
+        assert done.status == 0, done.err
+        lines = [json.loads(x) for x in (out / "trials.jsonl").read_text().splitlines()]
+        assert any(line["source"] == "sampler:dnas" for line in lines)
+        assert json.loads((out / "predictions.json").read_text())["table"]["preferences"]
+        (kept,) = (tmp_path / "cache" / "training").iterdir()
+        written.add((kept.name, kept.stat().st_mtime_ns))
+    assert len(written) == 1
+
+
 def test_samplers_are_listed_with_what_they_use(cli):
     rows = {row["name"]: row for row in cli("samplers", "--json").document}
     assert rows["guided"]["needs_table"]
     assert not rows["random"]["adaptive"]
+    assert rows["dnas"]["needs_training"]
     assert "evopress" in cli("samplers").out
 
 

@@ -39,10 +39,10 @@ def test_the_divergence_of_answers_is_the_damage_of_scores(name):
     for batch in task.curvature_batches(split, 2):
         answers = task.answers(other, batch)
         assert answers.requires_grad
-        found += float(task.divergence(answers, task.answers(base, batch).detach()))
+        found += float(task.divergence(answers, task.answers(base, batch)).detach())
     assert found == pytest.approx(float(expected), rel=1e-3, abs=1e-5)
 
 
 def test_a_task_without_answers_says_so():
-    with pytest.raises(UsageError, match="override `Task.answers`"):
+    with pytest.raises(UsageError, match=r"override `Task\.answers`"):
         Task.answers(TASKS["causal-lm"], torch.nn.Linear(1, 1), {})

@@ -137,7 +137,7 @@ def test_what_cannot_be_trained_is_refused_with_the_next_step():
     with pytest.raises(UsageError, match=f"at most {needed - 1:,} bytes.*--sampler guided"):
         require_room(space, layout, most_bytes=needed - 1)
     rounding = space_of([name], ("rtn(bits=4,group_size=16)+int_inputs(bits=8)",))
-    with pytest.raises(UsageError, match="rounds what the layer reads.*--sampler guided"):
+    with pytest.raises(UsageError, match=r"rounds what the layer reads.*--sampler guided"):
         require_room(rounding, layout)
     parts = mixtures(module, layout, space, lambda n, _: weight_matrix(module, layout.layer(n)))
     with pytest.raises(UsageError, match="take part in a forward pass"):
