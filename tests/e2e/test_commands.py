@@ -144,6 +144,7 @@ def test_a_new_budget_is_solved_from_the_run_alone(cli, run_dir):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_differentiable_search_trains_once_and_proposes(trained, cli, tmp_path):
     arguments = ("search", trained("llama"), "--space", "quick", "--sampler", "dnas",
                  "--cache", tmp_path / "cache", "--no-finalize", *SMALL)  # fmt: skip
