@@ -27,6 +27,7 @@ from autocompress.methods import (  # noqa: F401
     product,
     quantease,
     rtn,
+    smoothquant,
     sparsegpt,
     subgroup,
     svd,

@@ -3,7 +3,7 @@
 Dynamic per-token quantization of activations (ZeroQuant, Yao et al. 2022, arXiv 2206.01861, section
 4.1): symmetric, ``s = max_j |x_j| / (2^(b-1) - 1)``. Together with quantized weights the product is
 one of integers. `outliers` before it leaves the loudest inputs out (LLM.int8, Dettmers et al. 2022,
-arXiv 2208.07339); `awq` or `hadamard` make the inputs more even.
+arXiv 2208.07339); `smoothquant`, `awq` or `hadamard` make the inputs more even.
 """
 
 from __future__ import annotations

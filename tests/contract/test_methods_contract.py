@@ -300,6 +300,16 @@ EXAMPLES = {
         ladder=tuple(f"awq(search=5)+gptq(bits={bits},group_size=0)" for bits in (2, 3, 4, 8)),
         bad_options={"search": "awq(search=1)"},
     ),
+    "smoothquant": MethodExamples(
+        schemes=(
+            "smoothquant",
+            "smoothquant(alpha=0.7)+rtn(bits=8,group_size=0)+int_inputs",
+            "smoothquant+wanda(sparsity=0.5)+gptq(bits=4)",
+            "smoothquant(alpha=1)+svd_llm(rank=9)+rtn(bits=6)+eora(rank=2)",
+        ),
+        ladder=tuple(f"smoothquant+gptq(bits={bits},group_size=0)" for bits in (2, 3, 4, 8)),
+        bad_options={"alpha": "smoothquant(alpha=1.5)"},
+    ),
     "asvd": MethodExamples(
         schemes=("asvd(rank=1)", "asvd(rank=17,alpha=1)", "asvd(rank=8)+rtn(symmetric=false)"),
         ladder=tuple(f"asvd(rank={rank})" for rank in (1, 4, 9, 17)),

@@ -1,8 +1,8 @@
-"""Write `packed_methods`: every method in a checkpoint of version 1. See `make_packed_v1.py`.
+"""Write the folders of `FOLDERS`: every method in checkpoints of version 1. See `make_packed_v1.py`.
 
-    python tests/golden/make_packed_methods.py tests/golden/packed_methods
+    python tests/golden/make_packed_methods.py tests/golden/packed_smoothquant
 
-A method that comes later gets a golden folder of its own; this one stays as it is.
+A method that comes later gets a golden folder of its own; those that are there stay as they are.
 """
 
 import json
@@ -57,15 +57,26 @@ SCHEMES = {
     ),
     "model.layers.3.mlp.down_proj": "rtn(bits=8)+int_inputs(bits=6)",
 }
+FOLDERS = {
+    "packed_methods": (SIZES, SCHEMES),
+    "packed_smoothquant": (
+        Sizes(hidden=24, intermediate=40, blocks=1, heads=2, key_value_heads=1, vocabulary=48),
+        {
+            "model.layers.0.mlp.up_proj": "smoothquant+rtn(bits=8,group_size=0)+int_inputs",
+            "model.layers.0.mlp.down_proj": "smoothquant(alpha=0.8)+gptq(bits=3,group_size=8)",
+        },
+    ),
+}
 
 
 def main(out: Path) -> None:
     """Compress a tiny Qwen 2 and write checkpoint, outputs of each layer and logits."""
-    module = tiny_model("qwen2", sizes=SIZES)
+    sizes, schemes = FOLDERS[out.name]
+    module = tiny_model("qwen2", sizes=sizes)
     layout = describe(module)
     base = BaseModel(module, layout, None, "tiny qwen2", "AutoModelForCausalLM", "0" * 32)
     weights = {}
-    for name, scheme in SCHEMES.items():
+    for name, scheme in schemes.items():
         matrix = weight_matrix(module, _layer(layout.layers, name))
         statistics = _statistics(matrix.shape[1])
         weights[name] = compress(matrix, Scheme.parse(scheme), statistics)
@@ -73,7 +84,7 @@ def main(out: Path) -> None:
     loaded = load(out)
     with torch.no_grad():
         logits = loaded(input_ids=torch.tensor([TOKENS])).logits[0]
-        layers = {name: loaded.get_submodule(name) for name in SCHEMES}
+        layers = {name: loaded.get_submodule(name) for name in schemes}
         outputs = {name: layer(probe(layer)).tolist() for name, layer in layers.items()}
     expected = {"tokens": TOKENS, "logits": logits.tolist(), "outputs": outputs}
     text = json.dumps(expected).replace("]], ", "]],\n").replace("], [", "],\n[")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .format_reader import (
+    SCALINGS,
     Shape,
     Stage,
     bits_of,
@@ -29,7 +30,7 @@ def layout(scheme: str, shape: Shape, dtype: str) -> Layout:
         found = matrix_layout(*inner, shape, dtype)
     if "residual" in stages:
         found |= _prefixed("r.", residual_layout(stages["residual"], shape))
-    if "transform" in stages and stages["transform"].method == "awq":
+    if "transform" in stages and stages["transform"].method in SCALINGS:
         found["t.scales"] = (shape[1],), "float16"
     return found
 

@@ -14,8 +14,9 @@ Tensors = Mapping[str, np.ndarray]
 Shape = tuple[int, int]
 F32 = np.float32
 
+SCALINGS = ("awq", "smoothquant")
 KINDS = {
-    "transform": ("awq", "hadamard"),
+    "transform": (*SCALINGS, "hadamard"),
     "factorize": ("svd", "svd_llm", "asvd"),
     "sparsify": ("magnitude", "wanda", "sparsegpt", "obs_block"),
     "quantize": (
@@ -283,7 +284,7 @@ def correction_grid(stage: Stage) -> Stage | None:
 
 def undo(rows: np.ndarray, tensors: Tensors, stage: Stage) -> np.ndarray:
     """x / T for each row x."""
-    if stage.method == "awq":
+    if stage.method in SCALINGS:
         return rows / tensors["scales"].astype(F32)
     signs = signs_of(stage, rows.shape[1])
     return mixed(rows, transposed=False) * signs
@@ -291,7 +292,7 @@ def undo(rows: np.ndarray, tensors: Tensors, stage: Stage) -> np.ndarray:
 
 def apply(rows: np.ndarray, tensors: Tensors, stage: Stage) -> np.ndarray:
     """x T for each row x."""
-    if stage.method == "awq":
+    if stage.method in SCALINGS:
         return rows * tensors["scales"].astype(F32)
     return mixed(rows * signs_of(stage, rows.shape[1]), transposed=True)
 
@@ -326,7 +327,7 @@ def round_inputs(rows: np.ndarray, tensors: Tensors, scheme: str) -> np.ndarray:
     stages = read_scheme(scheme)
     transform, moved = stages.get("transform"), under("t.", tensors)
     if transform is not None:
-        change = undo if transform.method == "awq" else apply
+        change = undo if transform.method in SCALINGS else apply
         rows = change(rows, moved, transform)
     aside = np.empty(0, dtype=np.int64)
     if "residual" in stages and stages["residual"].method == "outlier_columns":
@@ -338,6 +339,6 @@ def round_inputs(rows: np.ndarray, tensors: Tensors, scheme: str) -> np.ndarray:
     found = np.round(found / scale) * scale
     found[:, aside] = rows[:, aside]
     if transform is not None:
-        change = apply if transform.method == "awq" else undo
+        change = apply if transform.method in SCALINGS else undo
         found = change(found, moved, transform)
     return found

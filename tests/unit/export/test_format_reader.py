@@ -28,7 +28,7 @@ from .format_reader import KINDS, read_layer, read_scheme, read_tensors, round_i
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden"
-CHECKPOINTS = ("packed_v1", "packed_methods")
+CHECKPOINTS = ("packed_v1", "packed_methods", "packed_smoothquant")
 LAYERS = {
     (checkpoint, name): layer
     for checkpoint in CHECKPOINTS
@@ -78,6 +78,7 @@ SCHEMES = (
     "subgroup(bands=2,average=7)",
     "awq(search=4)+gptq(bits=3,group_size=16)",
     "awq(search=4)",
+    "smoothquant(alpha=0.7)+rtn(bits=8,group_size=0)",
     "rtn+outlier_columns(share=0.1)",
     "hqq+outlier_columns(share=0.01)",
     "rtn(bits=3)+outlier_weights(share=0.1)",
@@ -106,6 +107,7 @@ INPUTS = (
     "rtn+outlier_columns(share=0.1)+int_inputs(bits=4)",
     "awq(search=4)+rtn+outlier_columns(share=0.1)+int_inputs",
     "awq(search=4)+rtn+eora(rank=2)+int_inputs(bits=6)",
+    "smoothquant+rtn(bits=8,group_size=0)+int_inputs",
     "hadamard(seed=5)+rtn+outlier_columns(share=0.1)+int_inputs",
     "hadamard+outlier_weights+int_inputs(bits=7)",
 )

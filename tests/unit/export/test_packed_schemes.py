@@ -34,6 +34,7 @@ OTHERS = (
     "subgroup(bands=4,average=4.0)",
     "hadamard+rtn(bits=4)",
     "awq(search=4)+rtn(bits=4)",
+    "smoothquant+rtn(bits=4)",
     "asvd(rank=8)",
     "rtn(bits=3)+eora(rank=4)",
     "rtn(bits=3)+lq_lora(rank=4,iterations=2)",

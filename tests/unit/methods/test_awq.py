@@ -3,8 +3,9 @@ import torch
 
 from autocompress.core.scheme import Scheme, Stage
 from autocompress.methods import METHODS, LayerProblem, LayerStatistics, compress, footprint
-from autocompress.methods.awq import lowest, scaled, scales_of
+from autocompress.methods.awq import lowest, scales_of
 from autocompress.methods.problem import DAMPING, inverse_cholesky_upper
+from autocompress.methods.scaling import scaled
 from autocompress.testing.method_contract import example_layer
 
 SHAPES = [(36, 90), (88, 37), (64, 96)]
