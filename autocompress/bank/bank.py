@@ -7,13 +7,12 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from copy import copy
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from autocompress.bank.code import code_digest
-from autocompress.bank.entries import FORMAT_VERSION, DamagedEntryError, checksum
+from autocompress.bank.entries import DamagedEntryError
 from autocompress.bank.filling import (
     Job,
     Progress,
@@ -23,10 +22,11 @@ from autocompress.bank.filling import (
     run_jobs,
     shares,
 )
+from autocompress.bank.keys import Keys, Layers
 from autocompress.bank.lru import ByteLru
 from autocompress.bank.resident import ResidentStatistics
 from autocompress.bank.shelf import Shelf
-from autocompress.core import LayerSpec, Scheme, digest
+from autocompress.core import LayerSpec, Scheme
 from autocompress.core.errors import ModelError
 from autocompress.methods import (
     CompressedWeight,
@@ -36,6 +36,7 @@ from autocompress.methods import (
     Needs,
     canonical,
     compress,
+    compress_together,
     decode,
     input_map,
     needs,
@@ -50,22 +51,13 @@ DEFAULT_FALLBACK_BYTES = 1 << 30
 _HESSIAN_COPIES = 4  # H and its factors for the orders and dampings in use
 
 
-class Layers(Protocol):
-    """Layers by name, as `models.ModelLayout` gives them."""
-
-    def layer(self, name: str) -> LayerSpec:
-        """The layer of that name; `ModelError` with the nearest names if there is none."""
-        ...
-
-
 class Bank:
     """Read-through store of packed layers, addressed by content.
 
-    The key of an entry is the digest of the base weight, of the layer's statistics (if the scheme
-    uses them), of the scheme and of the code of the methods, so a directory may be shared by
-    models, calibrations, processes and runs. What it cannot hold is kept in memory. Workers that
-    share a directory never compress the same entry twice: whoever builds holds a lock on the
-    layer, which the system releases if it dies.
+    The key of an entry is the digest of what it is made of (see `Keys`), so a directory may be
+    shared by models, calibrations, processes and runs. What it cannot hold is kept in memory.
+    Workers that share a directory never compress the same entry twice: whoever builds holds a lock
+    on the layer, which the system releases if it dies. Layers that share are built together.
 
     Args:
         root: directory of the entries, ``<root>/<aa>/<digest>.safetensors``.
@@ -108,8 +100,7 @@ class Bank:
         self._in_memory: ByteLru[str, CompressedWeight]
         self._in_memory = ByteLru(fallback_bytes, _packed_bytes)
         self._shelf = Shelf(self.root, self._capacity_bytes)
-        self._weight_digests: dict[str, str] = {}
-        self._statistics_digests: dict[str, str] = {}
+        self._keys = Keys(self.layout, self._weights, self._statistics)
         self._notes: dict[tuple[str, Scheme], tuple[str, ...]] = {}
         self._damaged: set[str] = set()
         self._said: set[str] = set()
@@ -132,10 +123,10 @@ class Bank:
         """
         layer = self.layout.layer(name)
         scheme = canonical(scheme)
-        key = self._key(layer, scheme)
+        key = self._keys.key(layer, scheme)
         entry = self._find(key, name, scheme)
         if entry is None:
-            with self._shelf.building(self._lock_name(layer, scheme)):
+            with self._shelf.building(self._keys.lock_name(layer, scheme)):
                 entry = self._find(key, name, scheme) or self._make(key, layer, scheme)
         self._notes[name, scheme] = entry.notes
         return entry
@@ -252,6 +243,7 @@ class Bank:
         """A bank over the same directory and weights that compresses with other statistics."""
         other = copy(self)  # a subclass stays what it is; caches are left behind
         other._statistics = statistics
+        other._start_empty()
         return other
 
     def forget_dense(self) -> None:
@@ -260,41 +252,19 @@ class Bank:
 
     def path(self, name: str, scheme: Scheme) -> Path:
         """The file that holds, or would hold, a layer under a scheme."""
-        return self._shelf.path(self._key(self.layout.layer(name), canonical(scheme)))
-
-    def _key(self, layer: LayerSpec, scheme: Scheme) -> str:
-        parts = [FORMAT_VERSION, code_digest(scheme), self._weight_digest(layer), str(scheme)]
-        if needs(scheme) is not Needs.NONE:
-            parts.append(self._statistics_digest(layer))
-        return digest(parts)
-
-    def _statistics_digest(self, layer: LayerSpec) -> str:
-        if layer.name not in self._statistics_digests:
-            self._statistics_digests[layer.name] = self._statistics(layer).digest
-        return self._statistics_digests[layer.name]
-
-    def _weight_digest(self, layer: LayerSpec) -> str:
-        if layer.name not in self._weight_digests:
-            weight = self._weights[layer.name]
-            self._weight_digests[layer.name] = checksum({"weight": weight})
-        return self._weight_digests[layer.name]
-
-    def _lock_name(self, layer: LayerSpec, scheme: Scheme) -> str:
-        """Equal where options share decompositions: equal weight and statistics."""
-        uses = needs(scheme) is not Needs.NONE
-        return self._weight_digest(layer) + (self._statistics_digest(layer) if uses else "")
+        return self._shelf.path(self._keys.key(self.layout.layer(name), canonical(scheme)))
 
     def _jobs(self, name: str, schemes: Sequence[Scheme]) -> list[Job]:
         layer = self.layout.layer(name)
         by_lock: dict[str, list[Scheme]] = {}
         for scheme in dict.fromkeys(map(canonical, schemes)):
             if not scheme.is_base:
-                by_lock.setdefault(self._lock_name(layer, scheme), []).append(scheme)
+                by_lock.setdefault(self._keys.lock_name(layer, scheme), []).append(scheme)
         return [Job(layer, tuple(group), lock) for lock, group in by_lock.items()]
 
     def _attempt(self, job: Job, wait: bool, stopped: Stopped) -> bool:
         """Build what a job lacks; False if another worker holds its lock and we do not wait."""
-        keys = {self._key(job.layer, scheme): scheme for scheme in job.schemes}
+        keys = {self._keys.key(job.layer, scheme): scheme for scheme in job.schemes}
         if all(map(self._is_ready, keys)):
             return True
         with self._shelf.building(job.lock, wait=wait) as held:
@@ -332,8 +302,27 @@ class Bank:
         return None
 
     def _make(self, key: str, layer: LayerSpec, scheme: Scheme) -> CompressedWeight:
-        """Compress a layer and keep the result; the caller holds the lock."""
-        entry = self._build(layer, scheme)
+        """Compress a layer and keep the result; the caller holds the lock.
+
+        Layers that share are kept together, so that what they share is of one making.
+        """
+        sharing = self._keys.sharing(layer, scheme)
+        if len(sharing) == 1:
+            return self._keep(key, layer, self._build(layer, scheme))
+        problems = [self._problem(one, needs(scheme)) for one in sharing]
+        entries = compress_together(
+            [self._weights[one.name] for one in sharing],
+            scheme,
+            [problem.statistics for problem in problems],
+            problems=problems,
+        )
+        kept = [
+            self._keep(self._keys.key(one, scheme), one, entry)
+            for one, entry in zip(sharing, entries, strict=True)
+        ]
+        return kept[sharing.index(layer)]
+
+    def _keep(self, key: str, layer: LayerSpec, entry: CompressedWeight) -> CompressedWeight:
         try:
             kept = self._shelf.write(key, entry)
         except OSError as error:

@@ -46,6 +46,31 @@ class ExpertOf:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A layer's name around its first number: `before` and `after` it.
+
+    Layers whose places differ in the number alone do the same in other blocks of one stack.
+    """
+
+    before: str
+    number: int
+    after: str
+
+    @classmethod
+    def of(cls, name: str) -> Place | None:
+        """The place that a name says; None if no part of it is a number."""
+        parts = name.split(".")
+        first = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+        if first is None:
+            return None
+        return cls(".".join(parts[:first]), int(parts[first]), ".".join(parts[first + 1 :]))
+
+    def at(self, number: int) -> str:
+        """The name of the layer that stands there in block `number`."""
+        return ".".join(part for part in (self.before, str(number), self.after) if part)
+
+
+@dataclass(frozen=True, slots=True)
 class LayerSpec:
     """One compressible layer.
 
@@ -81,6 +106,11 @@ class LayerSpec:
     macs_per_token: int
     aliases: tuple[str, ...] = ()
     expert: ExpertOf | None = None
+
+    @property
+    def place(self) -> Place | None:
+        """Where the layer stands in a list of blocks; None if its name has no number."""
+        return Place.of(self.name)
 
     @property
     def n_weights(self) -> int:

@@ -13,7 +13,7 @@ from autocompress.core.layer import LayerSpec
 from autocompress.core.metrics import Resource, Resources
 from autocompress.core.scheme import Scheme
 from autocompress.cost.profiles import DeviceProfile
-from autocompress.methods import footprint
+from autocompress.methods import footprint, require_whole
 
 ANALYTIC = "analytic"
 
@@ -53,8 +53,9 @@ class CostModel:
         * ``storage_bytes``: what the exported file's tensors hold, to the byte.
         * ``macs_per_token``: on dense kernels; zeros are not skipped.
         * ``bytes_moved_per_token``: every stored byte is read once per pass, which
-          `tokens_per_pass` tokens share; a look-up reads one row per token, and an expert that
-          none of them is sent to is not read (where all are as likely).
+          `tokens_per_pass` tokens share, and once by each layer that borrows it; a look-up reads
+          one row per token, and an expert that none of them is sent to is not read (where all
+          are as likely).
         * ``latency_ms_per_token``: roofline (Williams et al. 2009), layer by layer: the longer of
           computing and reading. A bound for ideal kernels that read the packed weights, not a
           prediction; activations and attention scores are not counted.
@@ -63,8 +64,10 @@ class CostModel:
 
         Raises:
             UsageError: the allocation names a layer that the model does not have.
+            SchemeError: a layer shares with one that does not share with it.
         """
         self._check_known(allocation)
+        require_whole(allocation)
         parts = [self.part(layer, allocation.scheme(layer.name)) for layer in self.layers]
         parts.append(self.rest)
         roofline = f"{ANALYTIC} (roofline of {self.profile.name})"
@@ -114,7 +117,7 @@ class CostModel:
 
     def _moved(self, cost: Footprint, rows: int | None) -> float:
         """Bytes read per token; `rows` of a look-up table, None for a matrix that multiplies."""
-        whole = cost.storage_bytes
+        whole = cost.read_bytes
         if rows is None:
             return whole / self.tokens_per_pass
         # The second factor of a factorized table multiplies every row that is looked up.

@@ -29,7 +29,7 @@ from autocompress.core import TensorLayout
 from autocompress.export.deferred import DeferredWeight
 from autocompress.export.plan import PackedLayer
 from autocompress.kernels import REFERENCE, Runner, require_choice
-from autocompress.methods import decode, decode_rows, input_map
+from autocompress.methods import decode, decode_rows, input_map, is_shared
 
 
 class StoredTensors(nn.Module):
@@ -67,6 +67,8 @@ class PackedModule(StoredTensors):
     # The module that holds the tensors, in a tuple that hides it from the module registry: a tied
     # head must not show up with tensors of its own.
     _owner: tuple[PackedModule, ...]
+    # The module that stores what this one's layer shares with it, hidden likewise.
+    _lender: tuple[PackedModule, ...] = ()
     # Empty buffer whose dtype and device are those that the layer computes in.
     compute: Tensor
     kernels: str = REFERENCE
@@ -75,8 +77,14 @@ class PackedModule(StoredTensors):
 
     def stored(self) -> dict[str, Tensor]:
         """The stored tensors by name within the layer; those of the owner if this is an alias."""
-        owner = self._owner[0] if self._owner else self
-        return {name: owner.get_buffer(name) for name in owner._names}
+        if self._owner:
+            return self._owner[0].stored()
+        tensors = {name: self.get_buffer(name) for name in self._names}
+        for lender in self._lender:
+            shared = lender.stored().items()
+            borrowed = {n: t for n, t in shared if is_shared(n, self.packed_layer.scheme)}
+            tensors |= {n: t.to(self.compute.device) for n, t in borrowed.items()}
+        return tensors
 
     def matrix(self) -> Tensor:
         """Decode the (out_features, in_features) matrix in the compute dtype."""
@@ -240,6 +248,11 @@ def use_kernels(model: nn.Module, kernels: str) -> None:
         if isinstance(module, PackedModule):
             module.kernels = kernels
             module._runner = None
+
+
+def borrow(module: PackedModule, lender: PackedModule) -> None:
+    """Let a module decode with what `lender` stores for the layers that share with it."""
+    module._lender = (lender,)
 
 
 def empty_tensors(layouts: Mapping[str, TensorLayout], device: torch.device) -> dict[str, Tensor]:

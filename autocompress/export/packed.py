@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from autocompress.core import Allocation
+from autocompress.core.errors import CheckpointError
 from autocompress.export.directory import new_directory
 from autocompress.export.manifest import Manifest
 from autocompress.export.plan import PackedLayer, PackedPlan
 from autocompress.export.quantizer import AutocompressConfig, AutocompressQuantizer
 from autocompress.export.swapping import swap_modules
 from autocompress.export.writing import finish, require_bytes, shallow_copy
-from autocompress.methods import CompressedWeight, footprint
+from autocompress.methods import CompressedWeight, footprint, own_tensors, sharing_layers
 from autocompress.models import BaseModel
 from autocompress.models.experts import has_experts
 from autocompress.models.quiet import quiet_transformers
@@ -81,14 +83,37 @@ def _packed_model(base: BaseModel, weights: Mapping[str, CompressedWeight]) -> P
         has_experts(model),
     )
     tensors = {
-        name: {leaf: tensor.contiguous() for leaf, tensor in weight.tensors.items()}
+        name: {
+            leaf: tensor.contiguous()
+            for leaf, tensor in own_tensors(name, weight.scheme, weight.tensors).items()
+        }
         for name, weight in weights.items()
     }
+    _require_one_making(weights)
     swap_modules(model, plan, model.dtype, tensors)
     config = AutocompressConfig(plan)
     model.config.quantization_config = config
     model.hf_quantizer = AutocompressQuantizer(config)
     return model
+
+
+def _require_one_making(weights: Mapping[str, CompressedWeight]) -> None:
+    """Refuse layers that share a tensor and do not hold the same one: one would be lost.
+
+    Raises:
+        CheckpointError: names the layer.
+    """
+    for name, weight in weights.items():
+        own = own_tensors(name, weight.scheme, weight.tensors)
+        for leaf in weight.tensors.keys() - own.keys():
+            lender = sharing_layers(name, weight.scheme)[0]
+            if lender not in weights or not torch.equal(
+                weights[lender].tensors[leaf], weight.tensors[leaf]
+            ):
+                raise CheckpointError(
+                    f"{name} shares {leaf} with {lender}, but they were not compressed together. "
+                    "Next step: remove the run's bank and export again."
+                )
 
 
 def _expected_bytes(base: BaseModel, weights: Mapping[str, CompressedWeight]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from autocompress.core.errors import CheckpointError
+from autocompress.core.errors import CheckpointError, SchemeError
 from autocompress.export.modules import (
+    PackedModule,
+    borrow,
     empty_tensors,
     pack_module,
     packs,
     weight_shape,
 )
 from autocompress.export.plan import PackedLayer, PackedPlan
+from autocompress.methods import require_whole, sharing_layers
 from autocompress.models.experts import separate_experts
 
 
@@ -62,6 +65,7 @@ def swap_modules(
     for original, layer in found:
         compute = dtype if layer.dtype == plan.dtype else getattr(torch, layer.dtype)
         _swap(model, layer, compute, None if tensors is None else tensors[original])
+    _lend(model, [layer for _, layer in found])
     return replace(plan, layers=tuple(layer for _, layer in found))
 
 
@@ -81,6 +85,28 @@ def _swap(
         other = model.get_submodule(alias)
         if other is not owner:
             pack_module(other, layer, {}, compute, owner)
+
+
+def _lend(model: nn.Module, layers: Sequence[PackedLayer]) -> None:
+    """Layers that share decode with what the first of them stores.
+
+    Raises:
+        CheckpointError: the layers that a scheme names do not all have it.
+    """
+    try:
+        require_whole({layer.name: layer.scheme for layer in layers})
+    except SchemeError as error:
+        raise CheckpointError(
+            f"The checkpoint stores layers that share, but not all of them: {error} Next step: "
+            "export it again."
+        ) from error
+    for layer in layers:
+        lender = sharing_layers(layer.name, layer.scheme)[0]
+        if lender != layer.name:
+            module, other = model.get_submodule(layer.name), model.get_submodule(lender)
+            assert isinstance(module, PackedModule)
+            assert isinstance(other, PackedModule)
+            borrow(module, other)
 
 
 def _locate(model: nn.Module, layer: PackedLayer) -> tuple[str, PackedLayer] | None:

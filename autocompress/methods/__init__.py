@@ -8,6 +8,7 @@ from autocompress.methods import (  # noqa: F401
     asvd,
     autoround,
     awq,
+    basis_sharing,
     binary,
     cast,
     eora,
@@ -58,8 +59,20 @@ from autocompress.methods.compress import (
 )
 from autocompress.methods.inputs import InputMap, input_errors, input_map
 from autocompress.methods.problem import LayerProblem, LayerStatistics
-from autocompress.methods.schemes import canonical, check, needs, rounds_inputs
+from autocompress.methods.schemes import (
+    canonical,
+    check,
+    is_shared,
+    needs,
+    own_tensors,
+    require_whole,
+    rounds_inputs,
+    shares,
+    sharing_layers,
+)
+from autocompress.methods.sharing import Sharing, written_blocks
 from autocompress.methods.strongest import strongest
+from autocompress.methods.together import compress_together
 
 __all__ = [
     "METHODS",
@@ -76,18 +89,26 @@ __all__ = [
     "Quantized",
     "Quantizer",
     "Residual",
+    "Sharing",
     "Sparsifier",
     "StageKind",
     "Transform",
     "canonical",
     "check",
     "compress",
+    "compress_together",
     "decode",
     "decode_rows",
     "footprint",
     "input_errors",
     "input_map",
+    "is_shared",
     "needs",
+    "own_tensors",
+    "require_whole",
     "rounds_inputs",
+    "shares",
+    "sharing_layers",
     "strongest",
+    "written_blocks",
 ]

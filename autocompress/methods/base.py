@@ -263,9 +263,15 @@ class GridQuantizer(Quantizer[GridT]):
 
 
 class Residual(Method[OptionsT]):
-    """Stores part of the weight apart: the rest is what the stages before it represent."""
+    """Stores part of the weight apart: the rest is what the stages before it represent.
+
+    Attributes:
+        adds_to_any: it corrects whatever the stages before it make of the whole weight, so that
+            layers which share those can each have one.
+    """
 
     kind = StageKind.RESIDUAL
+    adds_to_any: ClassVar[bool] = False
 
     @abstractmethod
     def layout(

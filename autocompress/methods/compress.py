@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from autocompress.core.errors import SchemeError
 from autocompress.core.footprint import Footprint
 from autocompress.core.layer import LayerSpec
 from autocompress.core.scheme import Scheme
 from autocompress.methods.problem import LayerProblem, LayerStatistics
-from autocompress.methods.schemes import Plan, check, plan
+from autocompress.methods.schemes import Plan, check, own_tensors, plan
 from autocompress.methods.storage import RESIDUAL, TRANSFORM, under
 
 _REFIT_DAMPING = 1e-4  # share of the mean diagonal
@@ -70,10 +71,15 @@ def compress(
             schemes and wants them to share decompositions.
 
     Raises:
-        SchemeError: the scheme is malformed, or the shapes do not fit.
+        SchemeError: the scheme is malformed or shares with other layers, or shapes do not fit.
         ModelError: weight or statistics are not finite.
     """
     ready = plan(scheme)
+    if ready.sharing is not None:
+        raise SchemeError(
+            f"Layers that share are compressed together, by compress_together, but got {scheme} "
+            "for one layer."
+        )
     problem = problem or LayerProblem(weight, statistics)
     o, d = problem.weight.shape
     tensors, notes = _compress_in_basis(problem, ready, weight, weight.dtype)
@@ -107,7 +113,7 @@ def _compress_parts(problem: LayerProblem, ready: Plan, exact: Tensor, dtype: to
     step, shape = ready.residual, _shape(exact)
     main = _Main(problem, ready, dtype)
     part, target, notes = step.method.fit(
-        problem, step.options, lambda target: _decode_main(main(target)[0], ready, shape), dtype
+        problem, step.options, lambda target: decode_main(main(target)[0], ready, shape), dtype
     )
     tensors, more = main(target)
     return tensors | {f"{RESIDUAL}{name}": t for name, t in part.items()}, (*more, *notes)
@@ -131,7 +137,7 @@ class _Main:
 
 def _compress_main(problem: LayerProblem, ready: Plan, exact: Tensor, dtype: torch.dtype) -> Found:
     if ready.factorize is None:
-        return _compress_matrix(problem, ready, exact, dtype)
+        return compress_matrix(problem, ready, exact, dtype)
     return _compress_factors(problem, ready, dtype)
 
 
@@ -140,20 +146,20 @@ def _compress_factors(problem: LayerProblem, ready: Plan, dtype: torch.dtype) ->
     step = ready.factorize
     outer, inner, notes = step.method.factorize(problem, step.options)
     problem_b = LayerProblem(inner, problem.statistics)
-    tensors_b, notes_b = _compress_matrix(problem_b, ready, inner, dtype)
+    tensors_b, notes_b = compress_matrix(problem_b, ready, inner, dtype)
     decoded = ready.storage((inner.shape[0], inner.shape[1])).decode(tensors_b).float()
-    statistics = _through(problem, decoded)
+    statistics = through(problem, decoded)
     if ready.sparsify is not None or ready.quantize is not None:
-        outer = _refitted(problem, decoded, statistics, outer)
+        outer = refitted(problem, decoded, statistics, outer)
     problem_a = LayerProblem(outer, statistics)
-    tensors_a, notes_a = _compress_matrix(problem_a, ready, outer, dtype)
+    tensors_a, notes_a = compress_matrix(problem_a, ready, outer, dtype)
     tensors = {f"a.{name}": t for name, t in tensors_a.items()}
     tensors |= {f"b.{name}": t for name, t in tensors_b.items()}
     notes += tuple(f"factor b: {n}" for n in notes_b) + tuple(f"factor a: {n}" for n in notes_a)
     return tensors, notes
 
 
-def _through(problem: LayerProblem, inner: Tensor) -> LayerStatistics:
+def through(problem: LayerProblem, inner: Tensor) -> LayerStatistics:
     """Statistics of ``B x``: ``B H B^T``."""
     if problem.hessian is None:
         return LayerStatistics.none()
@@ -162,7 +168,7 @@ def _through(problem: LayerProblem, inner: Tensor) -> LayerStatistics:
     return LayerStatistics((hessian + hessian.T) / 2, problem.n_tokens, problem.statistics.digest)
 
 
-def _refitted(
+def refitted(
     problem: LayerProblem, inner: Tensor, statistics: LayerStatistics, outer: Tensor
 ) -> Tensor:
     """The A that makes up best for what compression did to B: ``W H B^T (B H B^T)^-1``.
@@ -182,9 +188,7 @@ def _refitted(
     return torch.cholesky_solve((crossed + ridge * outer.double()).T, lower).T.float()
 
 
-def _compress_matrix(
-    problem: LayerProblem, ready: Plan, exact: Tensor, dtype: torch.dtype
-) -> Found:
+def compress_matrix(problem: LayerProblem, ready: Plan, exact: Tensor, dtype: torch.dtype) -> Found:
     """Sparsify and quantize; `exact` is the matrix in all its digits, `dtype` that of values."""
     mask: Tensor | None = None
     notes: tuple[str, ...] = ()
@@ -205,8 +209,9 @@ def _compress_matrix(
 def footprint(layer: LayerSpec, scheme: Scheme) -> Footprint:
     """What `layer` stores and computes under `scheme`, from shapes alone.
 
-    Zeros are computed with like any weight. A factorized embedding multiplies the looked-up row
-    by its second factor.
+    Zeros are computed with like any weight. A factorized embedding multiplies the looked-up row by
+    its second factor. Of layers that share, the first stores what they share and the others borrow
+    it; each multiplies by it with its own inputs.
 
     Raises:
         SchemeError: see `check`.
@@ -234,9 +239,10 @@ def footprint(layer: LayerSpec, scheme: Scheme) -> Footprint:
         stored = part.layout(whole, options, layer.dtype)
         tensors |= {f"{RESIDUAL}{name}": layout for name, layout in stored.items()}
         extra += part.macs_per_token(whole, options)
-    return Footprint(
-        tensors, macs + (extra if layer.expert is None else layer.expert.active(extra))
-    )
+    own = own_tensors(layer.name, scheme, tensors)
+    borrowed = {name: layout for name, layout in tensors.items() if name not in own}
+    macs += extra if layer.expert is None else layer.expert.active(extra)
+    return Footprint(own, macs, borrowed)
 
 
 def decode(
@@ -248,7 +254,7 @@ def decode(
     """
     ready = plan(scheme)
     if ready.transform is None and ready.residual is None:
-        return _decode_main(tensors, ready, shape).to(dtype)
+        return decode_main(tensors, ready, shape).to(dtype)
     matrix = _decode_parts(tensors, ready, shape)
     return _undone(matrix, tensors, ready).to(dtype)
 
@@ -279,7 +285,7 @@ def decode_rows(
 
 def _decode_parts(tensors: Mapping[str, Tensor], ready: Plan, shape: tuple[int, int]) -> Tensor:
     """What `_compress_parts` represents, (o, d)."""
-    matrix = _decode_main(tensors, ready, shape)
+    matrix = decode_main(tensors, ready, shape)
     if ready.residual is None:
         return matrix
     step = ready.residual
@@ -287,7 +293,8 @@ def _decode_parts(tensors: Mapping[str, Tensor], ready: Plan, shape: tuple[int, 
     return matrix.float() + step.method.values(stored, shape, step.options)
 
 
-def _decode_main(tensors: Mapping[str, Tensor], ready: Plan, shape: tuple[int, int]) -> Tensor:
+def decode_main(tensors: Mapping[str, Tensor], ready: Plan, shape: tuple[int, int]) -> Tensor:
+    """What the stages from factorize to quantize represent, (o, d), in the basis they work in."""
     if ready.rank is None:
         return ready.storage(shape).decode(tensors)
     storage = {p: ready.storage(s) for p, s in ready.matrices(shape).items()}

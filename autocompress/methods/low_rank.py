@@ -135,6 +135,7 @@ class Correction(Residual[CorrectionT]):
     """A low-rank matrix A B beside the rest."""
 
     needs = Needs.HESSIAN
+    adds_to_any = True
 
     def refusal(self, shape: tuple[int, int], options: CorrectionT) -> str:
         """See `Method.refusal`."""

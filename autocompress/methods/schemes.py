@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Generic, TypeVar
 
 from autocompress.core.errors import SchemeError
@@ -22,9 +23,11 @@ from autocompress.methods.base import (
     Transform,
 )
 from autocompress.methods.coding import Coding
-from autocompress.methods.storage import MatrixStorage
+from autocompress.methods.sharing import Sharing, names_of, read_blocks
+from autocompress.methods.storage import RESIDUAL, MatrixStorage
 
 MethodT = TypeVar("MethodT", bound=Method[Any])
+T = TypeVar("T")
 
 _ORDER = ", ".join(kind.name.lower() for kind in StageKind)
 
@@ -54,6 +57,22 @@ class Plan:
         """The steps that the scheme has, in order."""
         main = (self.transform, self.factorize, self.sparsify, self.quantize)
         return tuple(step for step in (*main, self.residual, self.inputs) if step is not None)
+
+    @cached_property
+    def sharing(self) -> Step[Any] | None:
+        """The step that layers go through together."""
+        return next((step for step in self.steps if isinstance(step.method, Sharing)), None)
+
+    @cached_property
+    def blocks(self) -> tuple[int, ...]:
+        """Numbers of the blocks whose layers share; none if they do not, or none is named yet."""
+        return () if self.sharing is None else read_blocks(self.sharing.options.blocks)
+
+    def is_shared(self, tensor: str) -> bool:
+        """Whether layers that share store the tensor of that name once."""
+        if self.sharing is None or tensor.startswith(RESIDUAL):
+            return False
+        return bool(self.sharing.method.is_shared(tensor))
 
     @property
     def coding(self) -> Coding | None:
@@ -102,6 +121,52 @@ def rounds_inputs(scheme: Scheme) -> bool:
     return plan(scheme).inputs is not None
 
 
+def shares(scheme: Scheme) -> bool:
+    """True if layers go through a stage of `scheme` together."""
+    return plan(scheme).sharing is not None
+
+
+def sharing_layers(name: str, scheme: Scheme) -> tuple[str, ...]:
+    """Names of the layers that go through `scheme` with `name`, the one that stores for all first.
+
+    `name` alone if the scheme does not share.
+
+    Raises:
+        SchemeError: the scheme names other blocks than that of the layer.
+    """
+    ready = plan(scheme)
+    return (name,) if ready.sharing is None else names_of(name, ready.blocks)
+
+
+def is_shared(tensor: str, scheme: Scheme) -> bool:
+    """Whether layers that share by `scheme` store the tensor of that name once."""
+    return plan(scheme).is_shared(tensor)
+
+
+def own_tensors(name: str, scheme: Scheme, tensors: Mapping[str, T]) -> dict[str, T]:
+    """Those of a layer's tensors that it stores itself, not another one that it shares with."""
+    if sharing_layers(name, scheme)[0] == name:
+        return dict(tensors)
+    return {tensor: value for tensor, value in tensors.items() if not is_shared(tensor, scheme)}
+
+
+def require_whole(allocation: Mapping[str, Scheme]) -> None:
+    """Refuse an allocation in which a layer shares with one that does not share with it.
+
+    Raises:
+        SchemeError: names both.
+    """
+    for name, scheme in allocation.items():
+        if shares(scheme):
+            for other in sharing_layers(name, scheme):
+                if allocation.get(other) != scheme:
+                    got = allocation.get(other) or "base"
+                    raise SchemeError(
+                        f"Layers that share have one scheme, but {name} has {scheme} and {other} "
+                        f"has {got}. Give both the same."
+                    )
+
+
 def check(layer: LayerSpec, scheme: Scheme) -> None:
     """Make sure that `layer` can take `scheme`.
 
@@ -112,8 +177,9 @@ def check(layer: LayerSpec, scheme: Scheme) -> None:
         ready = plan(scheme)
     except SchemeError as error:
         raise SchemeError(f"Layer {layer.name}: {error}") from None
+    n_layers = len(sharing_layers(layer.name, scheme))
     if ready.rank is not None:
-        _check_rank(layer, scheme, ready.rank)
+        _check_rank(layer, scheme, ready.rank, n_layers)
     if ready.inputs is not None and layer.kind == "embedding":
         raise SchemeError(
             f"Layer {layer.name} is an embedding: it reads token ids, which cannot be rounded (in "
@@ -128,8 +194,9 @@ def check(layer: LayerSpec, scheme: Scheme) -> None:
                 raise SchemeError(f"Layer {layer.name} ({shape[0]} x {shape[1]}): {reason}")
 
 
-def _check_rank(layer: LayerSpec, scheme: Scheme, rank: int) -> None:
-    o, d = layer.out_features, layer.in_features
+def _check_rank(layer: LayerSpec, scheme: Scheme, rank: int, n_layers: int) -> None:
+    """`n_layers` stacked layers, if they share the second factor."""
+    o, d = n_layers * layer.out_features, layer.in_features
     largest = (o * d - 1) // (o + d)
     if largest < 1:
         raise SchemeError(
@@ -163,7 +230,26 @@ def plan(scheme: Scheme) -> Plan:
         inputs=next((Step(m, o) for m, o in steps if isinstance(m, InputQuantizer)), None),
     )
     _check_zeros(ready)
+    _check_sharing(ready)
     return ready
+
+
+def _check_sharing(ready: Plan) -> None:
+    """What is fitted to one layer alone cannot go with what layers share."""
+    if ready.sharing is None:
+        return
+    names = {METHODS[s.method].kind: s.method for s in ready.scheme.stages}
+    sharing = next(s.method for s in ready.scheme.stages if isinstance(METHODS[s.method], Sharing))
+    if ready.transform is not None:
+        raise SchemeError(
+            f"{names[StageKind.TRANSFORM]} gives each layer a basis of its own, so it cannot "
+            f"precede {sharing}, which layers share (in {ready.scheme}). Leave one of the two out."
+        )
+    if ready.residual is not None and not ready.residual.method.adds_to_any:
+        raise SchemeError(
+            f"{names[StageKind.RESIDUAL]} takes weights away from the stages before it, so it "
+            f"cannot follow {sharing}, which layers share (in {ready.scheme}). Take eora instead."
+        )
 
 
 def _check_zeros(ready: Plan) -> None:

@@ -10,7 +10,7 @@ from itertools import takewhile
 from types import MappingProxyType
 
 from autocompress.core.errors import SpaceError, nearest
-from autocompress.core.layer import LayerSpec
+from autocompress.core.layer import LayerSpec, Place
 from autocompress.spaces.catalog import SpaceFile
 from autocompress.spaces.schema import ChoiceSpec, Ties
 
@@ -42,8 +42,21 @@ class TiedLayers:
     layers: tuple[LayerSpec, ...]
 
     @property
+    def numbers(self) -> tuple[int, ...]:
+        """Numbers of the blocks whose layers differ in that number alone; none but for a span."""
+        places = [layer.place for layer in self.layers]
+        numbers = sorted({place.number for place in places if place is not None})
+        return tuple(numbers) if len(numbers) > 1 else ()
+
+    @property
     def name(self) -> str:
-        """``a.b.c`` for one layer, ``a.b.{c,d}`` for tied ones."""
+        """``a.b.c`` for one layer, ``a.b.{c,d}`` for tied ones, ``a.{0,1}.b.{c,d}`` for a span."""
+        numbers = self.numbers
+        if numbers:
+            of_one = [x for x in self.layers if x.place and x.place.number == numbers[0]]
+            first = Place.of(TiedLayers(self.choice, tuple(of_one)).name)
+            assert first is not None  # its layers have that number
+            return f"{first.before}.{{{','.join(map(str, numbers))}}}.{first.after}"
         names = [layer.name for layer in self.layers]
         if len(names) == 1:
             return names[0]
@@ -67,6 +80,9 @@ def match(
     Returns:
         In execution order of their first layers. Layers that no choice selects are left out.
 
+    A choice with a `span` joins what does the same in that many adjacent blocks of those that it
+    selects; what is left over at the end of a stack is joined as it is.
+
     Raises:
         SpaceError: a choice that is not optional selects nothing (or one of its patterns or
             blocks does), all that it selects belongs to earlier choices, or two choices share the
@@ -80,7 +96,35 @@ def match(
         if layer.name in owners:
             key = parts.get(layer.name) or _tie_key(layer, ties)
             tied.setdefault(key, []).append(layer)
-    return tuple(_one_owner(members, owners, file) for members in tied.values())
+    sets = [_one_owner(members, owners, file) for members in tied.values()]
+    order = {layer.name: index for index, layer in enumerate(layers)}
+    return tuple(sorted(_spanned(sets, file), key=lambda found: order[found.layers[0].name]))
+
+
+def _spanned(sets: Sequence[TiedLayers], file: SpaceFile) -> Iterator[TiedLayers]:
+    """Tied sets, those of a choice with a span joined over blocks."""
+    runs: dict[object, list[TiedLayers]] = {}
+    for index, tied in enumerate(sets):
+        wide = file.spec.choices[tied.choice].span > 1
+        runs.setdefault(_span_key(tied) if wide else index, []).append(tied)
+    for run in runs.values():
+        choice = run[0].choice
+        span = file.spec.choices[choice].span
+        for start in range(0, len(run), span):
+            layers = tuple(x for tied in run[start : start + span] for x in tied.layers)
+            yield TiedLayers(choice, layers)
+
+
+def _span_key(tied: TiedLayers) -> object:
+    """Equal for tied sets that may share: they differ in the number of the block alone."""
+    return (
+        tied.choice,
+        *(
+            (layer.place and (layer.place.before, layer.place.after)) or layer.name
+            for layer in tied.layers
+        ),
+        *((x.out_features, x.in_features, x.dtype, x.kind) for x in tied.layers),
+    )
 
 
 def _owners(file: SpaceFile, layers: Sequence[LayerSpec]) -> dict[str, int]:

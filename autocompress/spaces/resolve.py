@@ -9,8 +9,16 @@ from types import MappingProxyType
 
 from autocompress.core.errors import SchemeError, SpaceError, UsageError, nearest
 from autocompress.core.layer import LayerSpec
-from autocompress.core.scheme import Scheme, Stage
-from autocompress.methods import METHODS, StageKind, canonical, check, footprint
+from autocompress.core.scheme import OptionValue, Scheme, Stage
+from autocompress.methods import (
+    METHODS,
+    Sharing,
+    StageKind,
+    canonical,
+    check,
+    footprint,
+    written_blocks,
+)
 from autocompress.spaces.catalog import SpaceFile
 from autocompress.spaces.expand import WrittenOption, expand
 from autocompress.spaces.match import TiedLayers, match
@@ -39,9 +47,10 @@ def resolve(
     """
     spec = file.spec
     written = [expand(choice.options, file.source, i) for i, choice in enumerate(spec.choices)]
-    for options in written:
+    for choice, options in zip(spec.choices, written, strict=True):
         for option in options:
             _check_written(option)
+            _check_span(option, choice.span)
     resolver = _Resolver()
     tied = match(file, layers, routed)
     choices = tuple(resolver.choice(members, written[members.choice]) for members in tied)
@@ -54,16 +63,17 @@ def resolve(
     return SearchSpace(spec.name, spec.description, choices, resolver.n_dropped, resolver.n_merged)
 
 
-def rank_for(ratio: float, layer: LayerSpec) -> int | None:
+def rank_for(ratio: float, layer: LayerSpec, n_layers: int = 1) -> int | None:
     """The rank whose two factors keep at most `ratio` of the layer's parameters.
 
     A factorization of rank r holds r·(o + d) of o·d parameters, so r = ratio·o·d / (o + d),
-    rounded down; from 16 on to a multiple of 8.
+    rounded down; from 16 on to a multiple of 8. Of `n_layers` that share the second factor it is
+    that of the stacked matrix, (n·o, d).
 
     Returns:
         None if no useful rank exists: below 1, or at or above break-even.
     """
-    o, d = layer.out_features, layer.in_features
+    o, d = n_layers * layer.out_features, layer.in_features
     rank = int(ratio * o * d / (o + d))
     if rank >= 2 * RANK_MULTIPLE:
         rank -= rank % RANK_MULTIPLE
@@ -87,7 +97,7 @@ class _Resolver:
     def choice(self, tied: TiedLayers, written: Sequence[WrittenOption]) -> Choice:
         options: dict[tuple[Scheme, ...], Option] = {}
         for option in written:
-            fitted = [self._fit(option, layer) for layer in tied.layers]
+            fitted = [self._fit(option, layer, tied.numbers) for layer in tied.layers]
             useful = [f for f in fitted if f is not None]
             if len(useful) < len(fitted):
                 self.n_dropped += 1
@@ -104,8 +114,8 @@ class _Resolver:
             raise SpaceError(
                 f"{written[0].where}: a choice must leave at least one option, but every rank is "
                 f"below 1 or at or above break-even for {tied.name!r} "
-                f"({tied.layers[0].out_features} x {tied.layers[0].in_features}). "
-                "Add the option base, or another ratio."
+                f"({tied.layers[0].out_features} x {tied.layers[0].in_features}), or it has no "
+                "other block to share with. Add the option base, or another ratio."
             )
         return Choice(
             name=tied.name,
@@ -114,16 +124,21 @@ class _Resolver:
             base_bytes=sum(layer.base_bytes for layer in tied.layers),
         )
 
-    def _fit(self, option: WrittenOption, layer: LayerSpec) -> _Fitted | None:
+    def _fit(
+        self, option: WrittenOption, layer: LayerSpec, numbers: tuple[int, ...]
+    ) -> _Fitted | None:
+        """On one layer; `numbers` are those of the blocks that a choice with a span joins."""
+        if any(map(_is_sharing, option.scheme.stages)):
+            return _fit(option, layer, numbers) if numbers else None
         key = option, replace(layer, name="", block=None, input_name=None, aliases=())
         if key not in self._fitted:
-            self._fitted[key] = _fit(option, layer)
+            self._fitted[key] = _fit(option, layer, ())
         return self._fitted[key]
 
 
-def _fit(option: WrittenOption, layer: LayerSpec) -> _Fitted | None:
+def _fit(option: WrittenOption, layer: LayerSpec, numbers: tuple[int, ...]) -> _Fitted | None:
     """The option on one layer; None if a ratio resolves to no useful rank."""
-    scheme = _with_ranks(option, layer)
+    scheme = _with_ranks(option, layer, numbers)
     if scheme is None:
         return None
     try:
@@ -134,18 +149,26 @@ def _fit(option: WrittenOption, layer: LayerSpec) -> _Fitted | None:
         raise SpaceError(f"{option.where}: {option.label} does not fit: {error}") from error
 
 
-def _with_ranks(option: WrittenOption, layer: LayerSpec) -> Scheme | None:
+def _with_ranks(option: WrittenOption, layer: LayerSpec, numbers: tuple[int, ...]) -> Scheme | None:
+    """The scheme with ranks for ratios, and the blocks that share."""
     stages: list[Stage] = []
-    for stage in option.scheme.stages:
+    for written in option.scheme.stages:
+        stage, n_layers = written, 1
+        if _is_sharing(written):
+            blocks = written_blocks(numbers)
+            stage, n_layers = _with_options(written, {"blocks": blocks}), len(numbers)
         ratio = _ratio(stage)
-        if ratio is None:
-            stages.append(stage)
-            continue
-        rank = rank_for(ratio, layer)
-        if rank is None:
-            return None
-        stages.append(_with_rank(stage, rank))
+        if ratio is not None:
+            rank = rank_for(ratio, layer, n_layers)
+            if rank is None:
+                return None
+            stage = _with_rank(stage, rank)
+        stages.append(stage)
     return Scheme(tuple(stages))
+
+
+def _is_sharing(stage: Stage) -> bool:
+    return isinstance(METHODS[stage.method], Sharing)
 
 
 def _ratio(stage: Stage) -> float | None:
@@ -154,8 +177,12 @@ def _ratio(stage: Stage) -> float | None:
 
 
 def _with_rank(stage: Stage, rank: int) -> Stage:
-    others = {name: value for name, value in stage.options if name != RATIO}
-    return Stage.of(stage.method, {**others, "rank": rank})
+    others = tuple((name, value) for name, value in stage.options if name != RATIO)
+    return _with_options(Stage(stage.method, others), {"rank": rank})
+
+
+def _with_options(stage: Stage, options: Mapping[str, OptionValue]) -> Stage:
+    return Stage.of(stage.method, {**dict(stage.options), **options})
 
 
 def _check_written(option: WrittenOption) -> None:
@@ -180,6 +207,22 @@ def _check_key(option: WrittenOption, stage: Stage, kind: StageKind, key: str | 
             f"{option.where}.{key}: {stage.method!r} is a method of the kind {right!r}. "
             f"Write it under `{right}:`."
         )
+
+
+def _check_span(option: WrittenOption, span: int) -> None:
+    """Layers share within a choice that spans blocks, and the choice says which."""
+    for stage in filter(_is_sharing, option.scheme.stages):
+        if span < 2:
+            raise SpaceError(
+                f"{option.where}: {stage.method!r} shares between layers of adjacent blocks, so "
+                f"its choice must span at least two blocks, but got span {span}. Write `span: 2` "
+                "into the choice."
+            )
+        if "blocks" in dict(stage.options):
+            raise SpaceError(
+                f"{option.where}: the span of the choice says which blocks share, but "
+                f"{stage.method!r} also got blocks. Leave blocks out."
+            )
 
 
 def _check_ratio(option: WrittenOption, stage: Stage, kind: StageKind) -> None:

@@ -107,6 +107,10 @@ class ChoiceSpec(_Strict):
     blocks: Annotated[list[int], Field(min_length=1)] | None = Field(
         None, description="Layers of these blocks; negative numbers count from the last block."
     )
+    span: Annotated[int, Field(ge=1)] = Field(
+        1,
+        description="Layers of this many adjacent blocks take one option together, and may share.",
+    )
     optional: bool = Field(False, description="True: a model that has no such layer is no error.")
     options: Annotated[list[OptionSpec], Field(min_length=1)]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from autocompress.bank import Bank
 from autocompress.core import Allocation, LayerSpec, digest
-from autocompress.methods import LayerStatistics, strongest
+from autocompress.methods import LayerStatistics, shares, strongest
 from autocompress.models import ModelLayout, StatisticsStore
 from autocompress.models.curvature_pass import TEMPERING
 from autocompress.models.sequential import TokenWeights, collect_sequential_statistics
@@ -55,7 +55,8 @@ def rebuilt_bank(session: Session, base: Bank, dtype: str, rebuilt: Allocation, 
 
     Args:
         session: gives model and calibration tokens.
-        base: the bank of the search; embeddings are compressed with its statistics.
+        base: the bank of the search; embeddings, and layers that share, are compressed with its
+            statistics.
         dtype: of the forwards that statistics come from.
         rebuilt: the allocation that is compressed, block after block.
         name: of the statistics; those that are missing in the cache are gathered now.
@@ -66,12 +67,16 @@ def rebuilt_bank(session: Session, base: Bank, dtype: str, rebuilt: Allocation, 
     """
     store = sequential_statistics(session, name)
 
+    def as_searched(layer: LayerSpec) -> bool:
+        """Layers that share are of several blocks: no prefix is compressed before all of them."""
+        return layer.kind == "embedding" or shares(rebuilt.scheme(layer.name))
+
     def statistics(layer: LayerSpec) -> LayerStatistics:
-        return base.statistics(layer) if layer.kind == "embedding" else store.get(layer)
+        return base.statistics(layer) if as_searched(layer) else store.get(layer)
 
     bank = base.with_statistics(statistics)
     layers = map(session.base.layout.layer, rebuilt)
-    inputs = {layer.input_name for layer in layers if layer.kind != "embedding"} - {None}
+    inputs = {layer.input_name for layer in layers if not as_searched(layer)} - {None}
     if all(name in store for name in inputs):
         return bank
     session.progress.step(f"Rebuilding {len(rebuilt)} layers block by block")

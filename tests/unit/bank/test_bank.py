@@ -8,7 +8,7 @@ import torch
 from autocompress.bank import Bank
 from autocompress.core import LayerSpec, Scheme
 from autocompress.core.errors import ModelError, SchemeError
-from autocompress.methods import LayerStatistics, compress
+from autocompress.methods import LayerStatistics, compress, compress_together
 from autocompress.models import ModelLayout
 
 NAMES = ("up", "down")
@@ -305,3 +305,54 @@ def test_new_code_of_a_method_never_reads_old_entries(tmp_path, monkeypatch):
     monkeypatch.setattr(code, "_file_digest", lambda path: f"edited {path}")
     assert bank.path("up", scheme) != before
     code.code_digest.cache_clear()
+
+
+SHARED = Scheme.parse("basis_sharing(blocks=0/1,rank=8)+rtn(bits=8)")
+BLOCKS = ("h.0.up", "h.1.up")
+TWO_BLOCKS = ModelLayout(tuple(map(spec, BLOCKS)), ("h.0", "h.1"), 0, 0)
+
+
+def two_blocks(root, seed=0, statistics=statistics_of):
+    found = dict(zip(BLOCKS, weights(seed).values(), strict=True))
+    return Bank(root, TWO_BLOCKS, found, statistics)
+
+
+def test_layers_that_share_are_built_together_and_found_one_by_one(tmp_path):
+    bank = two_blocks(tmp_path)
+    first = bank.packed(BLOCKS[0], SHARED)
+    assert bank.path(BLOCKS[1], SHARED).is_file()
+    assert bank.path(BLOCKS[0], SHARED) != bank.path(BLOCKS[1], SHARED)
+
+    def build(*_):
+        raise AssertionError("built twice")
+
+    warm = two_blocks(tmp_path)
+    warm._make = build
+    second = warm.packed(BLOCKS[1], SHARED)
+    found = list(weights().values())
+    direct = compress_together(found, SHARED, [statistics_of(spec(n)) for n in BLOCKS])
+    assert same(first, direct[0])
+    assert same(second, direct[1])
+
+
+def test_an_entry_that_is_shared_is_of_the_weights_and_statistics_of_all(tmp_path):
+    bank, others = two_blocks(tmp_path), two_blocks(tmp_path, seed=1)
+    changed = dict(bank._weights) | {BLOCKS[1]: others._weights[BLOCKS[1]]}
+    other_weight = Bank(tmp_path, TWO_BLOCKS, changed, statistics_of)
+    assert other_weight.path(BLOCKS[0], SHARED) != bank.path(BLOCKS[0], SHARED)
+
+    def elsewhere(layer):
+        return statistics_of(layer, seed=int(layer.name == BLOCKS[1]))
+
+    other_statistics = bank.with_statistics(elsewhere)
+    assert other_statistics.path(BLOCKS[0], SHARED) != bank.path(BLOCKS[0], SHARED)
+    rtn = Scheme.parse("rtn")
+    assert other_statistics.path(BLOCKS[0], rtn) == bank.path(BLOCKS[0], rtn)
+
+
+def test_threads_that_fill_layers_which_share_build_them_once(tmp_path):
+    bank, made = two_blocks(tmp_path), []
+    make = bank._make
+    bank._make = lambda key, layer, scheme: (made.append(layer.name), make(key, layer, scheme))[1]
+    assert set(bank.fill_by_layer(dict.fromkeys(BLOCKS, (SHARED,)), n_threads=2)) == set(BLOCKS)
+    assert len(made) == 1

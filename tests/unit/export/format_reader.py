@@ -17,7 +17,7 @@ F32 = np.float32
 SCALINGS = ("awq", "smoothquant")
 KINDS = {
     "transform": (*SCALINGS, "hadamard"),
-    "factorize": ("svd", "svd_llm", "asvd"),
+    "factorize": ("svd", "svd_llm", "asvd", "basis_sharing"),
     "sparsify": ("magnitude", "wanda", "sparsegpt", "obs_block"),
     "quantize": (
         "rtn", "gptq", "autoround", "quantease", "cast", "fp8", "mxfp4", "nvfp4", "nf4",
@@ -75,6 +75,28 @@ def read_tensors(data: bytes) -> dict[str, np.ndarray]:
 
 def under(prefix: str, tensors: Tensors) -> dict[str, np.ndarray]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def layer_tensors(name: str, scheme: str, tensors: Tensors) -> dict[str, np.ndarray]:
+    """What a layer decodes from, by name within it: its own, and what it shares with another."""
+    first = lender(name, scheme)
+    lent = {n: t for n, t in under(f"{first}.", tensors).items() if is_shared(n, scheme)}
+    return lent | under(f"{name}.", tensors)
+
+
+def lender(name: str, scheme: str) -> str:
+    """The layer that stores what the layers share; the layer itself if it does not share."""
+    blocks = [s.options["blocks"] for s in read_scheme(scheme).values() if "blocks" in s.options]
+    parts = name.split(".")
+    if blocks:
+        parts[next(i for i, part in enumerate(parts) if part.isdecimal())] = blocks[0].split("/")[0]
+    return ".".join(parts)
+
+
+def is_shared(tensor: str, scheme: str) -> bool:
+    """Whether the layers that share store that tensor once."""
+    methods = {stage.method for stage in read_scheme(scheme).values()}
+    return "basis_sharing" in methods and tensor.startswith("b.")
 
 
 def read_layer(tensors: Tensors, scheme: str, shape: Shape) -> np.ndarray:

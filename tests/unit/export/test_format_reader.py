@@ -24,11 +24,20 @@ from autocompress.methods import (
 )
 
 from .format_layouts import layout
-from .format_reader import KINDS, read_layer, read_scheme, read_tensors, round_inputs, under
+from .format_reader import (
+    KINDS,
+    is_shared,
+    layer_tensors,
+    lender,
+    read_layer,
+    read_scheme,
+    read_tensors,
+    round_inputs,
+)
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden"
-CHECKPOINTS = ("packed_v1", "packed_methods", "packed_smoothquant")
+CHECKPOINTS = ("packed_v1", "packed_methods", "packed_smoothquant", "packed_sharing")
 LAYERS = {
     (checkpoint, name): layer
     for checkpoint in CHECKPOINTS
@@ -194,9 +203,9 @@ def test_inputs_are_rounded_as_the_page_says(scheme: str, d: int) -> None:
 
 
 def announced(
-    scheme: Scheme, shape: tuple[int, int], dtype: str
+    scheme: Scheme, shape: tuple[int, int], dtype: str, name: str = "layer"
 ) -> dict[str, tuple[tuple[int, ...], str]]:
-    layer = PackedLayer("layer", scheme, shape, dtype, "linear")
+    layer = PackedLayer(name, scheme, shape, dtype, "linear")
     return {name: (entry.shape, entry.dtype) for name, entry in layer.tensors().items()}
 
 
@@ -216,7 +225,7 @@ def test_the_page_knows_every_method() -> None:
 
 def tensors_of(checkpoint: str, layer: str) -> dict[str, np.ndarray]:
     data = (GOLDEN / checkpoint / "model.safetensors").read_bytes()
-    return under(f"{layer}.", read_tensors(data))
+    return layer_tensors(layer, LAYERS[checkpoint, layer]["scheme"], read_tensors(data))
 
 
 @pytest.mark.parametrize(("checkpoint", "layer"), sorted(LAYERS))
@@ -231,6 +240,21 @@ def test_committed_layers_decode_the_same_in_both(checkpoint: str, layer: str) -
     )
     ours = read_layer(stored, entry["scheme"], shape)
     np.testing.assert_allclose(ours, library.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_page_says_which_layer_stores_what_layers_share() -> None:
+    sharing = {key: e for key, e in LAYERS.items() if "blocks=" in e["scheme"]}
+    assert sharing
+    for (_, name), entry in sharing.items():
+        shape = (entry["shape"][0], entry["shape"][1])
+        announced_here = announced(Scheme.parse(entry["scheme"]), shape, entry["dtype"], name)
+        own = lender(name, entry["scheme"]) == name
+        by_the_page = {
+            tensor: found
+            for tensor, found in layout(entry["scheme"], shape, entry["dtype"]).items()
+            if own or not is_shared(tensor, entry["scheme"])
+        }
+        assert announced_here == by_the_page, name
 
 
 def test_the_golden_checkpoints_hold_every_way_of_storing_a_matrix() -> None:

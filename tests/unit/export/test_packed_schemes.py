@@ -7,7 +7,7 @@ from autocompress.core import Scheme
 from autocompress.core.errors import CheckpointError, ModelError, RunDirectoryError
 from autocompress.export import load, write_packed
 from autocompress.export.tensor_file import read_header, stored_bytes
-from autocompress.methods import METHODS, footprint
+from autocompress.methods import METHODS, Sharing, footprint
 from autocompress.models import BaseModel
 
 from .conftest import SCHEMES, compress_all, expected_outputs, outputs
@@ -65,7 +65,9 @@ def test_each_scheme_round_trips_on_every_layer_with_the_bytes_of_its_footprint(
 def test_every_registered_method_is_among_the_schemes_tested_here() -> None:
     schemes = map(Scheme.parse, (*SCHEMES, *WIDTHS, *OTHERS))
     tested = {stage.method for scheme in schemes for stage in scheme.stages}
-    assert tested | ROUND_INPUTS == set(METHODS)
+    shared = {name for name in METHODS if isinstance(METHODS[name], Sharing)}
+    assert not tested & shared, "these are in test_shared_layers.py"
+    assert tested | ROUND_INPUTS | shared == set(METHODS)
 
 
 def test_a_four_bit_layer_takes_four_bits_per_weight(base: BaseModel, tmp_path: Path) -> None:

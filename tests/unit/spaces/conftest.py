@@ -41,6 +41,12 @@ def layers() -> list[LayerSpec]:
 
 
 @pytest.fixture
+def blocks() -> Callable[[int], list[LayerSpec]]:
+    """The layers of some blocks, by their number."""
+    return lambda n: [layer for block in range(n) for layer in block_layers(block)]
+
+
+@pytest.fixture
 def space_of(tmp_path: Path, layers: list[LayerSpec]) -> Callable[..., SearchSpace]:
     """Write the `choices` part of a space file and load it on `layers`."""
 

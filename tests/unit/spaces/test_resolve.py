@@ -8,7 +8,7 @@ import pytest
 
 from autocompress.core import Allocation, LayerSpec, Scheme
 from autocompress.core.errors import SpaceError
-from autocompress.methods import canonical, footprint
+from autocompress.methods import canonical, footprint, require_whole
 from autocompress.spaces.resolve import rank_for
 
 
@@ -274,3 +274,64 @@ def test_an_allocation_outside_the_space_is_not_in_it_and_encode_says_why(space_
         space.encode(five)
     with pytest.raises(SpaceError, match=r"searched layers only.*model\.embed_tokens"):
         space.encode(other)
+
+
+SPANNED = (
+    "- roles: [query, key, value, up]\n"
+    "  span: 2\n"
+    "  options: [base, rtn(bits=4), basis_sharing(parameter_ratio=0.5)+rtn(bits=8)]\n"
+)
+
+
+def test_a_span_joins_what_does_the_same_in_adjacent_blocks(space_of, blocks):
+    space = space_of(SPANNED, model=blocks(5))
+    assert [choice.name for choice in space.choices] == [
+        "model.layers.{0,1}.self_attn.{q_proj,k_proj,v_proj}",
+        "model.layers.{0,1}.mlp.up_proj",
+        "model.layers.{2,3}.self_attn.{q_proj,k_proj,v_proj}",
+        "model.layers.{2,3}.mlp.up_proj",
+        "model.layers.4.self_attn.{q_proj,k_proj,v_proj}",
+        "model.layers.4.mlp.up_proj",
+    ]
+    assert [len(choice.options) for choice in space.choices] == [3, 3, 3, 3, 2, 2]
+    assert space.n_dropped == 2  # the last block has no neighbour left to share with
+    assert space.choices[0].layers[3] == "model.layers.1.self_attn.q_proj"
+
+
+def test_layers_that_share_get_the_rank_of_the_stack_and_store_the_basis_once(space_of, blocks):
+    space = space_of(SPANNED, model=blocks(2))
+    by_name = {layer.name: layer for layer in blocks(2)}
+    for choice in space.choices:
+        option = next(o for o in choice.options if "basis" in o.label)
+        schemes = dict(zip(choice.layers, option.schemes, strict=True))
+        for name, scheme in schemes.items():
+            stage = dict(scheme.stages[0].options)
+            assert stage["blocks"] == "0/1"
+            layer = by_name[name]
+            assert stage["rank"] == rank_for(0.5, layer, 2)
+            stacked = 2 * layer.out_features * layer.in_features
+            kept = stage["rank"] * (2 * layer.out_features + layer.in_features)
+            assert kept <= 0.5 * stacked
+        assert option.storage_bytes == sum(
+            footprint(by_name[name], scheme).storage_bytes for name, scheme in schemes.items()
+        )
+        allocation = space.decode(
+            {c.name: c.options.index(option) for c in [choice]}
+            | {c.name: 0 for c in space.choices if c is not choice}
+        )
+        require_whole(allocation)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("  options: [basis_sharing(parameter_ratio=0.5)]\n", "got span 1. Write `span: 2`"),
+        ("  span: 2\n  options: ['basis_sharing(rank=4,blocks=0/1)']\n", "Leave blocks out"),
+        ("  span: 0\n  options: [base]\n", "greater than or equal to 1"),
+        ("  span: 2\n  options: [hadamard+basis_sharing(rank=4)]\n", "hadamard gives each layer"),
+        ("  span: 2\n  options: [basis_sharing(rank=99)]\n", "nearest legal value"),
+    ],
+)
+def test_sharing_that_cannot_be_is_refused_before_a_search(space_of, choice, message):
+    with pytest.raises(SpaceError, match=message):
+        space_of(f"- roles: [up]\n{choice}")

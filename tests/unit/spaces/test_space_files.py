@@ -18,7 +18,8 @@ from autocompress.spaces.schema import json_schema
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = (
-    "integer_inputs", "joint", "low_rank", "mixed_precision", "pruning", "quick", "toolbox",
+    "integer_inputs", "joint", "low_rank", "mixed_precision", "pruning", "quick",
+    "sharing", "toolbox",
 )  # fmt: skip
 
 
