@@ -34,6 +34,7 @@ from autocompress.methods import (  # noqa: F401
     svd,
     svd_llm,
     ternary,
+    tied,
     wanda,
 )
 from autocompress.methods.base import (

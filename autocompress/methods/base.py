@@ -53,12 +53,13 @@ class Needs(IntEnum):
 class StageKind(IntEnum):
     """What a stage does; the stages of a scheme come in this order, at most one of each kind."""
 
-    TRANSFORM = 0
-    FACTORIZE = 1
-    SPARSIFY = 2
-    QUANTIZE = 3
-    RESIDUAL = 4
-    INPUTS = 5
+    SHARE = 0
+    TRANSFORM = 1
+    FACTORIZE = 2
+    SPARSIFY = 3
+    QUANTIZE = 4
+    RESIDUAL = 5
+    INPUTS = 6
 
 
 OptionsT = TypeVar("OptionsT")

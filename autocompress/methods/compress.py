@@ -109,7 +109,7 @@ def _compress_in_basis(
 def _compress_parts(problem: LayerProblem, ready: Plan, exact: Tensor, dtype: torch.dtype) -> Found:
     """The stages between transform and residual, and the residual."""
     if ready.residual is None:
-        return _compress_main(problem, ready, exact, dtype)
+        return compress_main(problem, ready, exact, dtype)
     step, shape = ready.residual, _shape(exact)
     main = _Main(problem, ready, dtype)
     part, target, notes = step.method.fit(
@@ -131,11 +131,12 @@ class _Main:
             problem = self._problem
             if target is not problem.weight:  # else decompositions stay shared
                 problem = problem.with_weight(target)
-            self._last = target, _compress_main(problem, self._ready, target, self._dtype)
+            self._last = target, compress_main(problem, self._ready, target, self._dtype)
         return self._last[1]
 
 
-def _compress_main(problem: LayerProblem, ready: Plan, exact: Tensor, dtype: torch.dtype) -> Found:
+def compress_main(problem: LayerProblem, ready: Plan, exact: Tensor, dtype: torch.dtype) -> Found:
+    """The stages from factorize to quantize; `exact` as for `compress_matrix`."""
     if ready.factorize is None:
         return compress_matrix(problem, ready, exact, dtype)
     return _compress_factors(problem, ready, dtype)

@@ -23,7 +23,7 @@ from autocompress.methods.base import (
     Transform,
 )
 from autocompress.methods.coding import Coding
-from autocompress.methods.sharing import Sharing, names_of, read_blocks
+from autocompress.methods.sharing import Sharing, Tie, names_of, read_blocks
 from autocompress.methods.storage import RESIDUAL, MatrixStorage
 
 MethodT = TypeVar("MethodT", bound=Method[Any])
@@ -45,6 +45,7 @@ class Plan:
     """A scheme ready to run; a step that the scheme does not have is None."""
 
     scheme: Scheme
+    share: Step[Tie[Any]] | None = None
     transform: Step[Transform[Any]] | None = None
     factorize: Step[Factorizer[Any]] | None = None
     sparsify: Step[Sparsifier[Any]] | None = None
@@ -55,7 +56,7 @@ class Plan:
     @property
     def steps(self) -> tuple[Step[Any], ...]:
         """The steps that the scheme has, in order."""
-        main = (self.transform, self.factorize, self.sparsify, self.quantize)
+        main = (self.share, self.transform, self.factorize, self.sparsify, self.quantize)
         return tuple(step for step in (*main, self.residual, self.inputs) if step is not None)
 
     @cached_property
@@ -179,7 +180,8 @@ def check(layer: LayerSpec, scheme: Scheme) -> None:
         raise SchemeError(f"Layer {layer.name}: {error}") from None
     n_layers = len(sharing_layers(layer.name, scheme))
     if ready.rank is not None:
-        _check_rank(layer, scheme, ready.rank, n_layers)
+        stacked = ready.share is None  # else one matrix stands for all
+        _check_rank(layer, scheme, ready.rank, n_layers if stacked else 1)
     if ready.inputs is not None and layer.kind == "embedding":
         raise SchemeError(
             f"Layer {layer.name} is an embedding: it reads token ids, which cannot be rounded (in "
@@ -222,6 +224,7 @@ def plan(scheme: Scheme) -> Plan:
     steps = [(m, m.read_options(stage)) for m, stage in zip(methods, stages, strict=True)]
     ready = Plan(
         Scheme(stages),
+        share=next((Step(m, o) for m, o in steps if isinstance(m, Tie)), None),
         transform=next((Step(m, o) for m, o in steps if isinstance(m, Transform)), None),
         factorize=next((Step(m, o) for m, o in steps if isinstance(m, Factorizer)), None),
         sparsify=next((Step(m, o) for m, o in steps if isinstance(m, Sparsifier)), None),

@@ -11,10 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from autocompress.core.digest import digest
 from autocompress.core.errors import SchemeError
 from autocompress.core.layer import Place
+from autocompress.methods.base import Method, OptionsT, StageKind
 from autocompress.methods.problem import LayerProblem, LayerStatistics
 
 BLOCKS = "blocks"
@@ -27,6 +29,22 @@ class Sharing(ABC):
     @abstractmethod
     def is_shared(self, tensor: str) -> bool:
         """Whether the tensor of that name, of the stages up to quantize, is one for all layers."""
+
+
+class Tie(Method[OptionsT], Sharing):
+    """Gives layers one matrix, which the stages after it compress and all of them share."""
+
+    kind = StageKind.SHARE
+
+    @abstractmethod
+    def target(
+        self, problems: Sequence[LayerProblem], options: OptionsT
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """The matrix (o, d) float32 that stands for all, and notes."""
+
+    def is_shared(self, tensor: str) -> bool:  # noqa: ARG002 - every tensor is
+        """See `Sharing.is_shared`."""
+        return True
 
 
 def written_blocks(numbers: Sequence[int]) -> str:

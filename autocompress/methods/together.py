@@ -19,6 +19,7 @@ from autocompress.methods.base import Residual
 from autocompress.methods.compress import (
     CompressedWeight,
     Found,
+    compress_main,
     compress_matrix,
     decode_main,
     refitted,
@@ -26,7 +27,7 @@ from autocompress.methods.compress import (
 )
 from autocompress.methods.problem import LayerProblem, LayerStatistics
 from autocompress.methods.schemes import Plan, Step, plan
-from autocompress.methods.sharing import pooled
+from autocompress.methods.sharing import Tie, pooled, pooled_statistics
 from autocompress.methods.storage import RESIDUAL
 
 
@@ -55,7 +56,7 @@ def compress_together(
         problems = [LayerProblem(w, s) for w, s in zip(weights, statistics, strict=True)]
     dtype = weights[0].dtype
     o, d = weights[0].shape
-    found = _with_residuals(problems, ready, _shared_factors(problems, ready, dtype), dtype)
+    found = _with_residuals(problems, ready, _shared(problems, ready, dtype), dtype)
     return tuple(
         CompressedWeight((o, d), dtype, ready.scheme, tensors, notes) for tensors, notes in found
     )
@@ -70,6 +71,23 @@ def _require_alike(ready: Plan, weights: Sequence[Tensor]) -> None:
             f"shape and dtype, but got {len(weights)} layers of {len(kinds)} kinds for "
             f"{ready.scheme}."
         )
+
+
+def _shared(problems: Sequence[LayerProblem], ready: Plan, dtype: torch.dtype) -> list[Found]:
+    """What the stages before a residual make of each layer."""
+    if ready.share is not None:
+        return _tied(problems, ready.share, ready, dtype)
+    return _shared_factors(problems, ready, dtype)
+
+
+def _tied(
+    problems: Sequence[LayerProblem], step: Step[Tie[Any]], ready: Plan, dtype: torch.dtype
+) -> list[Found]:
+    """One matrix, compressed with the inputs of all the layers."""
+    target, notes = step.method.target(problems, step.options)
+    problem = LayerProblem(target, pooled_statistics(problems))
+    tensors, more = compress_main(problem, ready, target, dtype)
+    return [(tensors, (*notes, *more)) for _ in problems]
 
 
 def _shared_factors(

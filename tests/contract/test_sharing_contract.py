@@ -19,6 +19,16 @@ EXAMPLES = {
             "blocks": "basis_sharing(blocks=1/0)",
         },
     ),
+    "tied": MethodExamples(
+        schemes=(
+            "tied(blocks=0/1/2)",
+            "tied(blocks=0/1/2,to=first)+gptq(bits=4,group_size=16)+eora(rank=3,bits=8)",
+            "tied(blocks=0/1/2)+wanda(sparsity=0.5)+rtn(symmetric=false)+lq_lora(rank=2)",
+            "tied(blocks=0/1/2)+svd_llm(rank=9)+rtn+eora(rank=2)+int_inputs",
+        ),
+        ladder=tuple(f"tied(blocks=0/1/2)+rtn(bits=6)+eora(rank={r})" for r in (1, 4, 9, 17, 30)),
+        bad_options={"to": "tied(blocks=0/1,to=last)", "blocks": "tied(blocks=4)"},
+    ),
 }
 SHARED = [name for name in METHODS if isinstance(METHODS[name], Sharing)]
 

@@ -22,6 +22,8 @@ SCHEMES = {
     "self_attn.q_proj": "basis_sharing(blocks=0/1/2,rank=9)",
     "self_attn.k_proj": "basis_sharing(blocks=0/2,rank=7)+gptq(bits=4,group_size=8)",
     "mlp.gate_proj": "basis_sharing(blocks=0/1,rank=9)+wanda(sparsity=0.6)+rtn+eora(rank=2)",
+    "mlp.up_proj": "tied(blocks=0/2)+svd_llm(rank=7)+rtn(bits=8)+eora(rank=3,bits=4)",
+    "self_attn.o_proj": "tied(blocks=1/2,to=first)+gptq(bits=4)",
     "mlp.down_proj": "basis_sharing(blocks=1/2,rank=9)+cast+int_inputs",
 }
 

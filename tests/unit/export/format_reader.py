@@ -16,6 +16,7 @@ F32 = np.float32
 
 SCALINGS = ("awq", "smoothquant")
 KINDS = {
+    "share": ("tied",),
     "transform": (*SCALINGS, "hadamard"),
     "factorize": ("svd", "svd_llm", "asvd", "basis_sharing"),
     "sparsify": ("magnitude", "wanda", "sparsegpt", "obs_block"),
@@ -96,6 +97,8 @@ def lender(name: str, scheme: str) -> str:
 def is_shared(tensor: str, scheme: str) -> bool:
     """Whether the layers that share store that tensor once."""
     methods = {stage.method for stage in read_scheme(scheme).values()}
+    if "tied" in methods:
+        return not tensor.startswith("r.")
     return "basis_sharing" in methods and tensor.startswith("b.")
 
 

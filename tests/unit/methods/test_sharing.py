@@ -22,6 +22,7 @@ from autocompress.methods import (
     sharing_layers,
     strongest,
 )
+from autocompress.methods.problem import DAMPING
 from autocompress.methods.sharing import pooled, pooled_statistics
 from autocompress.testing.method_contract import example_layer
 
@@ -205,3 +206,45 @@ def test_another_neighbour_without_statistics_is_another_pool():
     )
     assert torch.equal(pooled([a, b], (0, 1)).weight, torch.cat([a.weight, b.weight]))
     assert torch.equal(pooled([a, c], (0, 2)).weight, torch.cat([a.weight, c.weight]))
+
+
+def test_the_tied_matrix_is_the_mean_nearest_in_the_outputs():
+    """Naive: no step from it in any direction lowers the damped loss of all layers."""
+    found = problems()
+    target, notes = METHODS["tied"].target(found, METHODS["tied"].options())
+    assert notes == ()
+    gradient = sum(
+        (target.double() - p.weight.double())
+        @ (p.hessian.double() + DAMPING * p.hessian.diagonal().mean() * torch.eye(32))
+        for p in found
+    )
+    scale = sum(float((p.weight.double() @ p.hessian.double()).norm()) for p in found)
+    assert float(gradient.norm()) < 1e-5 * scale
+    plain = (found[0].weight + found[1].weight) / 2
+    assert sum(p.loss(target) for p in found) < sum(p.loss(plain) for p in found)
+
+
+def test_tied_layers_without_statistics_take_the_plain_mean_and_say_so():
+    found = [LayerProblem(p.weight, LayerStatistics.none()) for p in problems()]
+    first, second = together(found, "tied(blocks=0/1)")
+    torch.testing.assert_close(first.to_dense(), (found[0].weight + found[1].weight) / 2)
+    assert torch.equal(first.to_dense(), second.to_dense())
+    assert "plain mean" in first.notes[0]
+    first, second = together(problems(), "tied(blocks=0/1,to=first)")
+    assert torch.equal(second.to_dense(), found[0].weight)
+
+
+def test_a_correction_of_full_rank_gives_each_tied_layer_its_weight_back():
+    found = problems()
+    for problem, one in zip(
+        found, together(found, "tied(blocks=0/1)+rtn(bits=4)+eora(rank=32)"), strict=True
+    ):
+        torch.testing.assert_close(one.to_dense(), problem.weight, rtol=1e-2, atol=1e-2)
+
+
+def test_only_what_differs_is_each_tied_layers_own():
+    spec = replace(example_layer(40, 32).spec, name="h.1.q")
+    scheme = Scheme.parse("tied(blocks=0/1)+svd_llm(rank=4)+rtn(bits=8)+eora(rank=2)")
+    claimed = footprint(spec, scheme)
+    assert set(claimed.tensors) == {"r.a.values", "r.b.values"}
+    assert set(claimed.borrowed) == {"a.packed", "a.scales", "b.packed", "b.scales"}
