@@ -161,7 +161,8 @@ def float_bytes(values: Tensor, ggml: str) -> Bytes:
 
 def _stage_refusal(ready: Plan) -> str:
     stages = {
-        "transform": ready.transform, "factorization": ready.factorize, "residual": ready.residual,
+        "shared matrix": ready.share, "transform": ready.transform,
+        "factorization": ready.factorize, "residual": ready.residual,
         "rounding of inputs": ready.inputs,
     }  # fmt: skip
     present = next((name for name, step in stages.items() if step is not None), None)

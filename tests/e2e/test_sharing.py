@@ -1,0 +1,50 @@
+"""Layers that share, from a space file to a finalized and reloaded member."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from .conftest import SMALL
+
+SPACE = """
+schema_version: 1
+name: shared
+description: Nothing but layers that share.
+choices:
+  - roles: [query, key, value, gate, up]
+    span: 2
+    options:
+      - basis_sharing(parameter_ratio=0.5)+gptq(bits=4)+eora(rank=4)
+      - basis_sharing(parameter_ratio=0.8)
+      - tied+gptq(bits=4)+eora(rank=8)
+  - roles: [output, down]
+    options: [base, rtn(bits=8)]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_every_member_whose_layers_share_reloads_with_the_bytes_and_quality_it_claims(
+    trained, cli, tmp_path
+):
+    (tmp_path / "shared.yaml").write_text(SPACE)
+    out = tmp_path / "run"
+    searched = cli(
+        "search", trained("llama"), "--space", tmp_path / "shared.yaml", "--sampler", "random",
+        "--budget", "8 trials", "--no-finalize", "--out", out, *SMALL,
+    )  # fmt: skip
+    assert searched.status == 0, searched.err
+    trials = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
+    assert all(trial["status"] in ("complete", "early_stopped") for trial in trials)
+    for number, member in enumerate(json.loads((out / "front.json").read_text())["members"]):
+        assert any("blocks=0/1" in scheme for scheme in member["allocation"].values())
+        exported = tmp_path / f"exported{number}"
+        written = cli("export", out, member["id"][:12], "--out", exported)
+        assert written.status == 0, written.err
+        manifest = json.loads((exported / "autocompress.json").read_text())
+        assert manifest["verification"]["passed"]
+        assert manifest["storage_bytes"] == member["storage_bytes"]
+    finalized = cli("finalize", out, member["id"][:12])
+    assert finalized.status == 0, finalized.err
