@@ -29,7 +29,7 @@ from autocompress.core import TensorLayout
 from autocompress.export.deferred import DeferredWeight
 from autocompress.export.plan import PackedLayer
 from autocompress.kernels import REFERENCE, Runner, require_choice
-from autocompress.methods import decode, decode_rows, input_map, is_shared
+from autocompress.methods import decode, decode_rows, input_map, is_shared, shares
 
 
 class StoredTensors(nn.Module):
@@ -104,8 +104,11 @@ class PackedModule(StoredTensors):
     def product(self, inputs: Tensor) -> Tensor | None:
         """``x Wᵀ`` of inputs (..., in) by a kernel; None if the reference must compute it.
 
-        Kernels have no gradients, and nothing to gain on no tokens.
+        Kernels have no gradients, and nothing to gain on no tokens; they are measured on layers by
+        themselves, so those that share are decoded.
         """
+        if shares(self.packed_layer.scheme):
+            return None
         if self.kernels == REFERENCE or not inputs.numel() or inputs.device.type == "meta":
             return None
         if torch.is_grad_enabled() and inputs.requires_grad:

@@ -91,6 +91,12 @@ def test_a_model_without_the_head_shares_under_other_names(shared, written, tmp_
     assert torch.equal(outputs(AutoModel.from_pretrained(tmp_path / "headless"), "qwen2"), whole)
 
 
+def test_kernels_leave_layers_that_share_to_the_reference(shared, written) -> None:
+    base, weights = shared
+    loaded = load(written, kernels="dense")
+    assert torch.equal(outputs(loaded, "qwen2"), expected_outputs(base, weights, "qwen2"))
+
+
 def test_moving_the_model_moves_what_is_shared_and_keeps_its_dtype(written) -> None:
     loaded = load(written).to(torch.bfloat16)
     layer = loaded.get_submodule("model.layers.1.self_attn.k_proj")
