@@ -1,5 +1,6 @@
-"""Write the folders of `FOLDERS`: every method in checkpoints of version 1. See `make_packed_v1.py`.
+"""Write the folders of `FOLDERS`: every method in checkpoints of version 1.
 
+See `make_packed_v1.py`.
     python tests/golden/make_packed_methods.py tests/golden/packed_smoothquant
 
 A method that comes later gets a golden folder of its own; those that are there stay as they are.
