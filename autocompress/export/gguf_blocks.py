@@ -81,7 +81,7 @@ def exact_target(shape: tuple[int, int], dtype: str, scheme: Scheme) -> Target:
         return Target("", f"rows must be a multiple of {_BLOCK} wide, but got {shape[1]} columns.")
     if isinstance(coding, MXFP4Coding):
         return Target("MXFP4")
-    found = _integer_levels(coding)
+    found = integer_levels(coding)
     if found is None:
         return Target(
             "",
@@ -171,7 +171,7 @@ def _stage_refusal(ready: Plan) -> str:
     return f"the format stores one matrix per layer, without a {present}, but got {ready.scheme}."
 
 
-def _integer_levels(coding: Coding) -> tuple[int, int] | None:
+def integer_levels(coding: Coding) -> tuple[int, int] | None:
     """Smallest and largest level, if levels are integers times one float16 scale per group."""
     if isinstance(coding, GridCoding):
         return _grid_levels(coding.options)
