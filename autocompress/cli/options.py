@@ -16,7 +16,8 @@ Task = Annotated[str, typer.Option(help="Task, or auto to read it from the confi
 Data = Annotated[str, typer.Option(help="File, `datasets` directory or hub name, python-docs, …")]
 Space = Annotated[str, typer.Option(help="Name of a search space, or a YAML file.")]
 ExportTarget = Annotated[
-    str, typer.Option("--target", help="Where it is to run: any, transformers, vllm or llama.cpp.")
+    str,
+    typer.Option("--target", help="Where it runs: any, transformers, vllm, llama.cpp, openvino."),
 ]
 Rotate = Annotated[
     str, typer.Option(help="none, or hadamard: rotate the whole model first; costs nothing to run.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from autocompress.core.errors import CheckpointError
+from autocompress.core.errors import CheckpointError, UsageError
 from autocompress.export.integrity import check_files
 from autocompress.export.manifest import Manifest
 from autocompress.export.openvino import MODEL_FILE
@@ -41,6 +42,7 @@ class OpenVinoModule(nn.Module):
         self._inputs = {name for port in compiled.inputs for name in port.names}
         self._outputs = [name for name in OUTPUTS if any(name in p.names for p in compiled.outputs)]
         self.stateful = BEAM in self._inputs
+        self._n_past = 0
         # Callers read off a parameter where, and in which dtype, they put the inputs.
         self.anchor = nn.Parameter(torch.zeros(()), requires_grad=False)
 
@@ -65,24 +67,45 @@ class OpenVinoModule(nn.Module):
         }  # fmt: skip
         feeds = {name: t for name, t in given.items() if t is not None}
         if input_ids is not None:
-            feeds = _defaults(input_ids) | feeds
+            feeds = _defaults(input_ids, 0) | feeds
+            self._n_past = input_ids.shape[1]
         if self.stateful:
             self._request.reset_state()
+        return self._infer(feeds)
+
+    def extend(self, input_ids: Tensor) -> SimpleNamespace:
+        """Outputs for tokens (batch, new) that follow those of the last call, none of them padding.
+
+        Raises:
+            UsageError: the model keeps no state.
+        """
+        if not self.stateful:
+            raise UsageError(
+                "Only causal language models go on from the last call, but this model keeps no "
+                "keys and values. Next step: call it with whole sequences."
+            )
+        feeds = _defaults(input_ids, self._n_past)
+        self._n_past += input_ids.shape[1]
+        return self._infer(feeds)
+
+    def _infer(self, feeds: Mapping[str, Tensor]) -> SimpleNamespace:
         found = self._request.infer(
             {name: tensor.numpy() for name, tensor in feeds.items() if name in self._inputs},
             share_outputs=True,
         )
         return SimpleNamespace(
-            **{name: torch.from_numpy(found[name]).clone() for name in self._outputs}
+            **{name: torch.from_numpy(found[name].copy()) for name in self._outputs}
         )
 
 
-def _defaults(input_ids: Tensor) -> dict[str, Tensor]:
-    n, length = input_ids.shape
+def _defaults(input_ids: Tensor, n_past: int) -> dict[str, Tensor]:
+    n, new = input_ids.shape
+    positions = torch.arange(n_past, n_past + new)
     return {
-        "attention_mask": torch.ones_like(input_ids),
+        "input_ids": input_ids,
+        "attention_mask": torch.ones(n, n_past + new, dtype=torch.int64),
         "token_type_ids": torch.zeros_like(input_ids),
-        "position_ids": torch.arange(length).expand(n, length).contiguous(),
+        "position_ids": positions.expand(n, new).contiguous(),
         BEAM: torch.arange(n, dtype=torch.int32),
     }
 
@@ -97,10 +120,10 @@ def load_openvino(path: Path) -> OpenVinoModule:
     return compiled(path)
 
 
-def compiled(path: Path) -> OpenVinoModule:
-    """The same, without a look at the manifest."""
+def compiled(path: Path, options: Mapping[str, Any] = EXACT) -> OpenVinoModule:
+    """The same, without a look at the manifest, under `options` of the CPU plugin."""
     try:
-        model = openvino.Core().compile_model(path / MODEL_FILE, "CPU", EXACT)
+        model = openvino.Core().compile_model(path / MODEL_FILE, "CPU", dict(options))
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(

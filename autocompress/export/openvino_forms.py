@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 CAUSAL = "AutoModelForCausalLM"
 _MASKS = ("full_attention", "sliding_attention")
+_GROWING = frozenset({"dynamic", "longrope"})
 OUTPUTS = ("logits", "last_hidden_state", "pooler_output")
 _FIRST_ID = 5  # below it lie the special tokens of most tokenizers
 
@@ -89,14 +90,26 @@ def _linear(layer: Conv1D) -> nn.Linear:
 
 
 def attention_refusal(config: Any) -> str:
-    """Why the masks of a causal model are not known; empty if they are."""
+    """Why masks or positions of a causal model cannot be fixed in a graph; empty if they can."""
     strange = sorted(set(getattr(config, "layer_types", None) or ()) - set(_MASKS))
-    if not strange:
-        return ""
-    return (
-        f"causal models must have layers of {' and '.join(_MASKS)} only, but those of "
-        f"{config.model_type} are also {', '.join(strange)}."
-    )
+    if strange:
+        return (
+            f"causal models must have layers of {' and '.join(_MASKS)} only, but those of "
+            f"{config.model_type} are also {', '.join(strange)}."
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {str(r["rope_type"]) for r in (rope, *rope.values()) if _is_rope(r)}
+    growing = sorted(kinds & _GROWING)
+    if growing:
+        return (
+            "rotary frequencies must be the same for texts of every length, but those of rope_type "
+            f"{growing[0]} are not."
+        )
+    return ""
+
+
+def _is_rope(value: object) -> bool:
+    return isinstance(value, Mapping) and "rope_type" in value
 
 
 class Plain(nn.Module):

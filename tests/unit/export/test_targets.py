@@ -68,6 +68,18 @@ def test_a_choice_that_loses_every_option_keeps_the_base(
     assert embedding.options[0].schemes == (Scheme(),)
 
 
+def test_openvino_keeps_low_rank_and_drops_rounded_inputs(
+    space_of: Callable[..., SearchSpace],
+) -> None:
+    space = space_of("openvino")
+    assert labels(space, "layers.1.self_attn.k_proj") == {
+        "rtn(bits=3,group_size=32)", "rtn(bits=4,group_size=16)", "rtn(bits=4,group_size=32)",
+        "svd(rank=4)", "base",
+    }  # fmt: skip
+    assert labels(space, "mlp.down_proj") == {"rtn(bits=8,group_size=0)", "wanda(sparsity=0.5)"}
+    assert {o.label for o in space.choices[0].options} >= {"rtn(bits=4,group_size=32)"}
+
+
 def test_vllm_ties_fused_layers_and_keeps_the_bits_and_groups_it_has_kernels_for(
     space_of: Callable[..., SearchSpace],
 ) -> None:

@@ -1,0 +1,111 @@
+"""Constants of OpenVINO models: read back naively, they give the matrix that was measured."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from autocompress.core import Scheme
+from autocompress.export.openvino_weights import (
+    StoredMatrix,
+    nibbles,
+    note,
+    refusal,
+    stored_matrices,
+)
+from autocompress.methods import LayerStatistics, compress
+
+WEIGHT = torch.randn(6, 96, generator=torch.Generator().manual_seed(1))
+
+
+def stored(text: str) -> tuple[torch.Tensor, tuple[StoredMatrix, ...]]:
+    weight = compress(WEIGHT, Scheme.parse(text), LayerStatistics.none())
+    return weight.to_dense(), stored_matrices(weight)
+
+
+def read(matrix: StoredMatrix) -> torch.Tensor:
+    """Weight by weight, as the documentation of OpenVINO's types has it."""
+    raw = matrix.data.flatten().numpy()
+    (o, d), kind = matrix.shape, matrix.element
+    if kind in ("f32", "f16", "bf16"):
+        dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[kind]
+        return torch.from_numpy(raw.copy()).view(dtype).view(o, d).float()
+    if kind.endswith("4"):
+        raw = np.stack([raw & 15, raw >> 4], axis=1).reshape(-1)[: o * d]
+    codes = raw.astype(np.int32).reshape(o, d)
+    if kind.startswith("i"):
+        top = 8 if kind == "i4" else 128
+        codes = np.where(codes >= top, codes - 2 * top, codes)
+    assert matrix.scales is not None
+    width = d // matrix.scales.shape[1]
+    result = torch.empty(o, d)
+    for row in range(o):
+        for column in range(d):
+            group = row, column // width
+            zero = 0.0 if matrix.zeros is None else float(matrix.zeros[group])
+            result[row, column] = (int(codes[row, column]) - zero) * float(matrix.scales[group])
+    return result
+
+
+@pytest.mark.parametrize(
+    ("text", "element"),
+    [
+        ("rtn(bits=4,group_size=32)", "i4"),
+        ("rtn(bits=3,group_size=0)", "i4"),
+        ("rtn(bits=2,group_size=16,symmetric=false)", "u4"),
+        ("rtn(bits=4,group_size=32,symmetric=false)", "u4"),
+        ("rtn(bits=5,group_size=32)", "i8"),
+        ("rtn(bits=8,group_size=96)", "i8"),
+        ("rtn(bits=8,group_size=32,symmetric=false)", "u8"),
+        ("hqq(bits=4,group_size=32)", "u4"),
+        ("hqq(bits=6,group_size=0)", "u8"),
+        ("ternary(group_size=32)", "i4"),
+        ("binary(group_size=48)", "i4"),
+        ("magnitude(sparsity=0.9)+rtn(bits=4,group_size=32)", "i4"),
+        ("magnitude(sparsity=0.9)+rtn(bits=3,group_size=32,symmetric=false)", "u4"),
+        ("magnitude(sparsity=0.5)", "f32"),
+        ("cast(dtype=bfloat16)", "bf16"),
+        ("cast(dtype=float16)", "f16"),
+    ],
+)
+def test_the_constants_hold_the_very_matrix(text: str, element: str) -> None:
+    dense, (matrix,) = stored(text)
+    assert matrix.element == element
+    assert torch.equal(read(matrix), dense)
+
+
+def test_low_rank_is_two_matrices() -> None:
+    dense, (outer, inner) = stored("svd(rank=4)+rtn(bits=8,group_size=4)")
+    assert (outer.shape, inner.shape) == ((6, 4), (4, 96))
+    torch.testing.assert_close(read(outer) @ read(inner), dense)
+    assert note((outer, inner), 8) == "stored as i8 (two factors)"
+
+
+def test_the_note_says_where_codes_were_widened() -> None:
+    _, matrices = stored("rtn(bits=3,group_size=32)")
+    assert note(matrices, 3) == "stored as i4, 3-bit codes in 4 bits"
+    _, matrices = stored("rtn(bits=4,group_size=32)")
+    assert note(matrices, 4) == "stored as i4"
+
+
+def test_an_odd_number_of_zero_points_ends_in_half_a_byte() -> None:
+    assert nibbles(torch.tensor([[1], [2], [15]], dtype=torch.uint8)).tolist() == [0x21, 0x0F]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("rtn(bits=4,group_size=40)", "must divide the 96 columns .* nearest legal value is 48"),
+        ("nf4", "whole steps of a float16 scale"),
+        ("kmeans(bits=3)", "whole steps of a float16 scale"),
+        ("hadamard+rtn(bits=4,group_size=32)", "without a transform"),
+        ("rtn(bits=4,group_size=32)+eora(rank=2)", "without a residual"),
+        ("rtn(bits=8,group_size=0)+int_inputs(bits=8)", "without a rounding of inputs"),
+        ("svd(rank=5)+rtn(bits=4,group_size=4)", "must divide the 5 columns"),
+    ],
+)
+def test_what_has_no_constants_is_refused_with_its_rule(text: str, reason: str) -> None:
+    assert re.search(reason, refusal((6, 96), "float32", Scheme.parse(text)))
