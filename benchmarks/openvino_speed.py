@@ -50,8 +50,7 @@ def main() -> None:
             path = Path(folder) / str(number)
             expected, size = _export(base, scheme, path, ids)
             for name, settings in (("exact", EXACT), ("default", {})):
-                threads = {"INFERENCE_NUM_THREADS": str(options.threads)}
-                model = compiled(path, {**settings, **threads})
+                model = compiled(path, settings)
                 off = (model(ids).logits - expected).abs().max() / expected.abs().max()
                 label = f"openvino {scheme} {name}"
                 rows[label] = {"bytes": size, "largest_logit_error": float(off)}

@@ -121,9 +121,14 @@ def load_openvino(path: Path) -> OpenVinoModule:
 
 
 def compiled(path: Path, options: Mapping[str, Any] = EXACT) -> OpenVinoModule:
-    """The same, without a look at the manifest, under `options` of the CPU plugin."""
+    """The same, without a look at the manifest, under `options` of the CPU plugin.
+
+    It takes as many threads as torch has been given.
+    """
+    threads = str(torch.get_num_threads())
+    settings = {"INFERENCE_NUM_THREADS": threads, **options}
     try:
-        model = openvino.Core().compile_model(path / MODEL_FILE, "CPU", dict(options))
+        model = openvino.Core().compile_model(path / MODEL_FILE, "CPU", settings)
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
