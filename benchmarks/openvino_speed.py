@@ -4,7 +4,8 @@
 
 Every layer of the model has one scheme. All contenders take turns in one process, on the same
 number of threads; the median of the rounds counts, and only the ratios of one run mean anything.
-Decode is a token at a time, of one text; prefill reads one text at once. ``exact`` is OpenVINO in
+Decode is a token at a time, of one text; prefill reads one text at once and gives the logits of all
+its tokens. ``exact`` is OpenVINO in
 float32 as exports are verified, ``default`` as OpenVINO runs on this CPU if nothing is said: it may
 round activations, and keys and values, to 8 bits.
 """
@@ -83,7 +84,7 @@ def _torch(module: nn.Module) -> Contender:
 
     def run(ids: Tensor, cache: Any) -> None:
         with torch.no_grad():
-            found = module(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            found = module(ids, past_key_values=cache, use_cache=True)
         state["cache"] = found.past_key_values
 
     return lambda ids: run(ids, None), lambda ids: run(ids, state["cache"])

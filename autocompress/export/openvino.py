@@ -52,7 +52,7 @@ class OpenVino(Exporter):
         return refusal((layer.out_features, layer.in_features), layer.dtype, scheme)
 
     def refusal_of_model(self, base: BaseModel) -> str:
-        """Encoders and decoders, but not both in one; layers of 16 or 32 bits."""
+        """Encoders and decoders, but not both in one, without experts; 16 or 32 bits."""
         from autocompress.export.openvino_forms import CAUSAL, attention_refusal
         from autocompress.export.openvino_weights import FLOATS
 
@@ -61,6 +61,11 @@ class OpenVino(Exporter):
             return (
                 "it holds one graph, an encoder or a decoder, but an encoder-decoder like "
                 f"{config.model_type} needs two."
+            )
+        if any(layer.expert is not None for layer in base.layout.layers):
+            return (
+                "all tokens must take one way through the graph, but this mixture of experts "
+                "sends each to some."
             )
         strange = next((lay for lay in base.layout.layers if lay.dtype not in FLOATS), None)
         if strange is not None:

@@ -179,6 +179,7 @@ def test_models_that_one_graph_cannot_hold_are_refused(
     exporter, gemma = OpenVino(), make_base("gemma3")
     assert exporter.refusal_of_model(gemma) == ""
     assert "encoder-decoder like t5 needs two" in exporter.refusal_of_model(make_base("t5"))
+    assert "mixture of experts" in exporter.refusal_of_model(make_base("mixtral"))
     config = gemma.module.config
     monkeypatch.setattr(config, "layer_types", ["full_attention", "chunked_attention"])
     assert "but those of gemma3_text are also chunked_attention" in exporter.refusal_of_model(gemma)
