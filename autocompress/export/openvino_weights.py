@@ -77,7 +77,8 @@ def refusal(shape: tuple[int, int], dtype: str, scheme: Scheme) -> str:
     """
     ready = plan(scheme)
     stages = {
-        "transform": ready.transform, "residual": ready.residual, "rounding of inputs": ready.inputs
+        "shared matrix": ready.sharing, "transform": ready.transform,
+        "residual": ready.residual, "rounding of inputs": ready.inputs,
     }  # fmt: skip
     present = next((name for name, step in stages.items() if step is not None), None)
     if present is not None:

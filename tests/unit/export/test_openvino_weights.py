@@ -104,6 +104,8 @@ def test_an_odd_number_of_zero_points_ends_in_half_a_byte() -> None:
         ("hadamard+rtn(bits=4,group_size=32)", "without a transform"),
         ("rtn(bits=4,group_size=32)+eora(rank=2)", "without a residual"),
         ("rtn(bits=8,group_size=0)+int_inputs(bits=8)", "without a rounding of inputs"),
+        ("tied+rtn(bits=4,group_size=32)", "without a shared matrix"),
+        ("basis_sharing(rank=4)", "without a shared matrix"),
         ("svd(rank=5)+rtn(bits=4,group_size=4)", "must divide the 5 columns"),
     ],
 )
