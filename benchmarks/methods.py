@@ -81,6 +81,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "sparsegpt(pattern=2:4)+gptq(bits=4,group_size=128)",
         "svd_llm(rank=60%)+gptq(bits=8,group_size=128)",
         "rtn(bits=8,group_size=0)+int_inputs(bits=8)",
+        "smoothquant+rtn(bits=8,group_size=0)+int_inputs(bits=8)",
     ),
 }  # fmt: skip
 """Schemes by section; ``rank=60%`` keeps 60 % of a layer's parameters in the two factors."""
@@ -139,6 +140,9 @@ CLAIMS = (
     Claim("LQ-LoRA is no worse than EoRA", f"{_RTN3}+lq_lora(rank=16)",
           f"{_RTN3}+eora(rank=16)", may_tie=True),
     Claim("outliers kept apart help rounding at 3 bits", f"{_RTN3}+outlier_weights", _RTN3),
+    Claim("smoothing helps 8-bit weights and inputs",
+          "smoothquant+rtn(bits=8,group_size=0)+int_inputs(bits=8)",
+          "rtn(bits=8,group_size=0)+int_inputs(bits=8)"),
     Claim("joint SparseGPT and GPTQ beat magnitude, then GPTQ",
           "sparsegpt(sparsity=0.5)+gptq(bits=4,group_size=128)",
           "magnitude(sparsity=0.5)+gptq(bits=4,group_size=128)"),

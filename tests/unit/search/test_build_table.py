@@ -119,12 +119,13 @@ def test_of_many_options_a_scheme_counts_as_the_sum_of_its_stages(parts):
 
 def test_sums_of_stages_rank_options_nearly_as_compressing_them_does(parts, monkeypatch):
     joint = load_space("joint", parts["layout"].layers)
-    composed = build_option_table(**parts | {"space": joint})
+    rich = next(choice for choice in joint.choices if len(choice.options) > MOST_EXACT)
+    one = replace(joint, choices=(rich,))
+    composed = build_option_table(**parts | {"space": one})
     monkeypatch.setattr(build_table, "MOST_EXACT", 1000)
-    exact = build_option_table(**parts | {"space": joint})
-    choice = next(i for i, c in enumerate(joint.choices) if len(c.options) > MOST_EXACT)
-    assert not np.array_equal(composed.damage[choice], exact.damage[choice])
-    tau = kendalltau(composed.damage[choice], exact.damage[choice]).statistic
+    exact = build_option_table(**parts | {"space": one})
+    assert not np.array_equal(composed.damage[0], exact.damage[0])
+    tau = kendalltau(composed.damage[0], exact.damage[0]).statistic
     assert tau > 0.75
 
 
