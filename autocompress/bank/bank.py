@@ -69,6 +69,9 @@ class Bank:
         dense_bytes: memory for decoded matrices.
         problem_bytes: memory for decompositions that the options of a layer share.
         fallback_bytes: memory for packed entries when the directory cannot be written.
+
+    Attributes:
+        given: layers that are not compressed here, by name; see `with_given`.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Bank:
         self._weights = weights
         self._statistics = statistics
         self._capacity_bytes = capacity_bytes
+        self.given: Mapping[str, CompressedWeight] = {}
         self._limits = (dense_bytes, problem_bytes, fallback_bytes)
         self._start_empty()
 
@@ -107,7 +111,7 @@ class Bank:
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: no caches."""
-        kept = ("root", "layout", "_weights", "_statistics", "_capacity_bytes", "_limits")
+        kept = ("root", "layout", "_weights", "_statistics", "_capacity_bytes", "_limits", "given")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
@@ -123,6 +127,8 @@ class Bank:
         """
         layer = self.layout.layer(name)
         scheme = canonical(scheme)
+        if self._is_given(name, scheme):
+            return self.given[name]
         key = self._keys.key(layer, scheme)
         entry = self._find(key, name, scheme)
         if entry is None:
@@ -218,6 +224,8 @@ class Bank:
     def notes(self, name: str, scheme: Scheme) -> tuple[str, ...]:
         """What the methods said when the layer was compressed, e.g. a fallback and its reason."""
         scheme = canonical(scheme)
+        if self._is_given(name, scheme):
+            return self.given[name].notes
         if (name, scheme) not in self._notes:
             self.packed(name, scheme)
         return self._notes[name, scheme]
@@ -246,6 +254,15 @@ class Bank:
         other._start_empty()
         return other
 
+    def with_given(self, given: Mapping[str, CompressedWeight]) -> Bank:
+        """A bank that has these layers, under the schemes that they name, from elsewhere."""
+        other = copy(self)
+        other.given = dict(given)
+        return other
+
+    def _is_given(self, name: str, scheme: Scheme) -> bool:
+        return name in self.given and self.given[name].scheme == scheme
+
     def forget_dense(self) -> None:
         """Drop all decoded matrices, e.g. because one of them was written to."""
         self._dense.clear()
@@ -258,7 +275,7 @@ class Bank:
         layer = self.layout.layer(name)
         by_lock: dict[str, list[Scheme]] = {}
         for scheme in dict.fromkeys(map(canonical, schemes)):
-            if not scheme.is_base:
+            if not scheme.is_base and not self._is_given(name, scheme):
                 by_lock.setdefault(self._keys.lock_name(layer, scheme), []).append(scheme)
         return [Job(layer, tuple(group), lock) for lock, group in by_lock.items()]
 

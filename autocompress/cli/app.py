@@ -18,6 +18,7 @@ from autocompress.cli.options import (
     Aims,
     BankSize,
     BaseModel,
+    BlockSteps,
     Budgets,
     By,
     Cache,
@@ -213,13 +214,15 @@ def export(
 
 
 @app.command()
-def finalize(directory: RunDir, member: MemberId, as_json: Json = False) -> None:
+def finalize(
+    directory: RunDir, member: MemberId, block_steps: BlockSteps = 0, as_json: Json = False
+) -> None:
     """Rebuild a member with more care at the same bytes; it replaces the member if better."""
     from autocompress.report.progress import StudyProgress
     from autocompress.workflows.finalize import finalize_member
 
     with StudyProgress(enabled=True) as shown:
-        done = finalize_member(directory, member, progress=shown)
+        done = finalize_member(directory, member, block_steps=block_steps, progress=shown)
     if as_json:
         print_json(done.to_json())
     else:

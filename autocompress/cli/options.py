@@ -58,6 +58,10 @@ MaxLatency = Annotated[float | None, typer.Option(help="Most milliseconds per to
 MinEfficiency = Annotated[float | None, typer.Option(help="Least cost efficiency; 1 is the base.")]
 By = Annotated[str, typer.Option(help="cost-efficiency, quality, size or knee.")]
 MemberId = Annotated[str, typer.Argument(help="Member id (or its start), or a baseline's name.")]
+BlockSteps = Annotated[
+    int,
+    typer.Option(help="Steps that tune the scales of each block's layers together; 0 for none."),
+]
 Format = Annotated[str, typer.Option("--format", help=f"One of: {', '.join(EXPORTERS)}.")]
 Verify = Annotated[
     bool, typer.Option("--verify/--no-verify", help="Reload in a fresh process and re-measure.")

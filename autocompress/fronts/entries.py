@@ -85,12 +85,13 @@ class Finalized:
         searched_as: id that it had.
         statistics: name, in the run's cache, of the layer statistics that it was rebuilt with,
             gathered block by block with all earlier blocks compressed.
-        statistics_digest: of their content.
+        statistics_digest: of their content, and of the layers that were tuned over their block.
         changed: scheme that the search measured, of each layer whose scheme was replaced by one
             with a stronger method.
         search_damage: of the member as the search had it, on search tokens.
         rebuilt_damage: of the rebuilt member on the same tokens.
         difference: rebuilt minus searched, per sequence (summed over its tokens), paired.
+        block_steps: of gradient descent on the rounding of each block; 0 if none was tuned.
     """
 
     searched_as: str
@@ -100,6 +101,7 @@ class Finalized:
     search_damage: Measurement
     rebuilt_damage: Measurement
     difference: Measurement
+    block_steps: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; numbers that are not finite become null."""
@@ -111,6 +113,7 @@ class Finalized:
             "search_damage": _measurement_to_json(self.search_damage),
             "rebuilt_damage": _measurement_to_json(self.rebuilt_damage),
             "difference": _measurement_to_json(self.difference),
+            **({"block_steps": self.block_steps} if self.block_steps else {}),
         }
 
     @classmethod
@@ -124,6 +127,7 @@ class Finalized:
             search_damage=_measurement_from_json(data["search_damage"]),
             rebuilt_damage=_measurement_from_json(data["rebuilt_damage"]),
             difference=_measurement_from_json(data["difference"]),
+            block_steps=int(data.get("block_steps", 0)),
         )
 
 

@@ -74,6 +74,7 @@ from autocompress.methods.schemes import (
 from autocompress.methods.sharing import Sharing, written_blocks
 from autocompress.methods.strongest import strongest
 from autocompress.methods.together import compress_together
+from autocompress.methods.tuning import Tunable, is_tunable
 
 __all__ = [
     "METHODS",
@@ -94,6 +95,7 @@ __all__ = [
     "Sparsifier",
     "StageKind",
     "Transform",
+    "Tunable",
     "canonical",
     "check",
     "compress",
@@ -104,6 +106,7 @@ __all__ = [
     "input_errors",
     "input_map",
     "is_shared",
+    "is_tunable",
     "needs",
     "own_tensors",
     "require_whole",

@@ -11,8 +11,8 @@ states of the calibration tokens at one block boundary (of each stack), and one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from autocompress.core import LayerSpec
 from autocompress.core.errors import ModelError
+from autocompress.models.block_runs import BasePrefix, BlockRun, Prefix, TokenWeights
 from autocompress.models.calibration import (
     Batch,
     LayerInput,
@@ -33,8 +34,8 @@ from autocompress.models.statistics import Progress, StatisticsStore
 from autocompress.models.streams import TokenMasks, encoder_prefix
 from autocompress.models.weights import overridden
 
-TokenWeights = Callable[[str], Tensor | None]
-"""From an input's name to the weight of each of its tokens, (n,), in the order of the batches."""
+Tune = Callable[[Sequence[LayerSpec], BlockRun], Mapping[str, Tensor]]
+"""From the compressed layers of a block, and the block, to other matrices of them by name."""
 
 
 def collect_sequential_statistics(
@@ -46,6 +47,7 @@ def collect_sequential_statistics(
     layers: Collection[str],
     compressed: Callable[[LayerSpec], Tensor],
     token_weights: TokenWeights | None = None,
+    tune: Tune | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Collect the statistics of compressed layers' inputs, each with all earlier blocks compressed.
@@ -64,6 +66,8 @@ def collect_sequential_statistics(
             the layer's statistics.
         token_weights: weighs each token in H, e.g. by its gradient energy; None weighs all alike,
             and so do experts.
+        tune: gives the compressed layers of a block, told how far its output is off; what it leaves
+            out stays as `compressed` has it.
         progress: told about every forward.
 
     Raises:
@@ -75,14 +79,20 @@ def collect_sequential_statistics(
     tables = [layer for layer in chosen if layer.kind == "embedding"]
     others = [layer for layer in chosen if layer.kind != "embedding"]
     inputs = wanted_inputs(layout, [layer.name for layer in others])
-    prefix = _Prefix(module, layout, batches)
+    prefix = Prefix(module, layout, batches)
     steps = _Steps(prefix, store, token_weights, _Counter(progress, batches, len(layout.blocks)))
+    base = None if tune is None else BasePrefix(module, layout, batches, tables)
     with overridden(module, layout, {t.name: compressed(t) for t in tables}), torch.no_grad():
         for index in range(len(layout.blocks)):
             steps.observe([i for i in inputs if i.block == index], index)
-            weights = {x.name: compressed(x) for x in others if x.block == index}
-            with overridden(module, layout, weights):
-                steps.advance(index)
+            here = [x for x in others if x.block == index]
+            targets = None if base is None else base.outputs(index)
+            with overridden(module, layout, {x.name: compressed(x) for x in here}):
+                tuned: Mapping[str, Tensor] = {}
+                if tune is not None and targets is not None:
+                    tuned = tune(here, BlockRun(prefix, index, targets, token_weights))
+                with overridden(module, layout, tuned):
+                    steps.advance(index)
         steps.observe([i for i in inputs if i.block is None], None)
 
 
@@ -100,52 +110,12 @@ class _Counter:
             self._progress(self._done, self._total)
 
 
-class _Reached(Exception):  # noqa: N818  # it is no error
-    """Leaves a forward with what the last block of interest put out."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self.output = output
-
-
-class _Prefix:
-    """The blocks that are done, as what the last of each stack put out for every batch."""
-
-    def __init__(self, module: nn.Module, layout: ModelLayout, batches: Sequence[Batch]) -> None:
-        device = next(module.parameters()).device
-        self.module = module
-        self.layout = layout
-        self.batches = [{n: t.to(device) for n, t in batch.items()} for batch in batches]
-        self._outputs: dict[str, list[Any]] = {}
-
-    def forward(self, batch: int, stop_after: int | None) -> Any:
-        """Run one batch on top of the prefix; the output of block `stop_after` if there is one."""
-        with ExitStack() as hooks:
-            if stop_after is not None:
-                last = self.module.get_submodule(self.layout.blocks[stop_after])
-                hooks.callback(last.register_forward_hook(_leave).remove)
-            for name in self.layout.blocks[:stop_after]:
-                stack = _stack(name)
-                if stack in self._outputs:
-                    block = self.module.get_submodule(name)
-                    hooks.enter_context(_replaced(block, self._outputs[stack][batch]))
-            try:
-                self.module(**self.batches[batch])
-            except _Reached as reached:
-                return reached.output
-        return None
-
-    def extend(self, index: int, outputs: list[Any]) -> None:
-        """Block `index` is done; its stack's earlier outputs are not needed any more."""
-        self._outputs[_stack(self.layout.blocks[index])] = outputs
-
-
 class _Steps:
     """Observing a block's inputs, and running it compressed."""
 
     def __init__(
         self,
-        prefix: _Prefix,
+        prefix: Prefix,
         store: StatisticsStore,
         token_weights: TokenWeights | None,
         counter: _Counter,
@@ -242,39 +212,3 @@ class _Sum:
                 f"Every token of the input of {self.item.name!r} needs a weight, but {n_tokens} "
                 f"tokens met {n_weights} weights. Are they those of other tokens?"
             )
-
-
-def _stack(block: str) -> str:
-    """Name of the list that holds a block: encoder and decoder are two stacks."""
-    return block.rpartition(".")[0]
-
-
-def _leave(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-    raise _Reached(output)
-
-
-@contextmanager
-def _replaced(block: nn.Module, output: Any) -> Iterator[None]:
-    """Within the context the block does not run but puts out a copy of `output`."""
-
-    def stand_in(*_: Any, **__: Any) -> Any:
-        return _copied(output)  # the model may write to what its blocks put out
-
-    block.forward = stand_in
-    try:
-        yield
-    finally:
-        del block.forward  # the class's own is back
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-        return type(value)(map(_copied, value))
-    if isinstance(value, Mapping):
-        raise ModelError(
-            "A block must put out tensors or tuples of them to be compressed sequentially, but "
-            f"got {type(value).__name__}."
-        )
-    return value

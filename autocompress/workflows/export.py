@@ -16,7 +16,7 @@ from autocompress.export.directory import require_free
 from autocompress.export.exporter import Exporter, require, require_model, require_packages
 from autocompress.export.formats import EXPORTERS
 from autocompress.fronts.document import FrontDocument, Member, find_member
-from autocompress.workflows.rebuild import rebuilt_bank, sequential_statistics
+from autocompress.workflows.rebuild import Recipe, rebuilt_bank, rebuilt_digest
 from autocompress.workflows.session import (
     QUIET,
     Progress,
@@ -138,8 +138,9 @@ def _bank_of(session: Session, record: StudyRecord, member: Member) -> Bank:
     if finalized is None:
         return base
     allocation = Allocation.from_json(member.allocation)
-    bank = rebuilt_bank(session, base, dtype, allocation, finalized.statistics)
-    found = sequential_statistics(session, finalized.statistics).digest
+    recipe = Recipe(allocation, finalized.statistics, finalized.block_steps)
+    bank = rebuilt_bank(session, base, dtype, recipe)
+    found = rebuilt_digest(session, bank, finalized.statistics)
     if found != finalized.statistics_digest:
         _log.warning(
             "The statistics that %s was rebuilt with were gathered again and differ from those it "

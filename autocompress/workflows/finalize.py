@@ -1,7 +1,8 @@
 """Rebuild a picked member with more care, and keep the result only if it is better.
 
 The member keeps its bytes. Each layer is compressed again by the strongest method that stores as
-much, with statistics gathered block by block on the compressed prefix. Old and new are compared on
+much, with statistics gathered block by block on the compressed prefix; on request the rounding of
+each block's layers is then tuned together (`models/block_tuning.py`). Old and new are compared on
 the search tokens, sequence by sequence. The report tokens measure what is kept; they decide only
 that a rebuilt member which another one beats there is not put on the front.
 """
@@ -36,14 +37,18 @@ from autocompress.workflows.contexts import report_context, search_context
 from autocompress.workflows.export import require_same_model
 from autocompress.workflows.publish import REPORT_JOURNAL
 from autocompress.workflows.rebuild import (
+    BLOCK_STEPS,
+    Recipe,
     rebuilt_bank,
-    sequential_statistics,
+    rebuilt_digest,
     statistics_name,
     strongest_allocation,
 )
 from autocompress.workflows.report import write_report
 from autocompress.workflows.session import QUIET, Progress, Session, open_session
 from autocompress.workflows.settings import StudyRecord, cache_directory
+
+MOST_STEPS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,13 @@ class Finalization:
         }
 
 
-def finalize_member(directory: Path, member_id: str, *, progress: Progress = QUIET) -> Finalization:
+def finalize_member(
+    directory: Path,
+    member_id: str,
+    *,
+    block_steps: int = BLOCK_STEPS,
+    progress: Progress = QUIET,
+) -> Finalization:
     """Rebuild a member of a run's front; replace it in `front.json` if that is better.
 
     A search that is resumed afterwards publishes the members as it measured them; finalize again
@@ -97,6 +108,8 @@ def finalize_member(directory: Path, member_id: str, *, progress: Progress = QUI
     Args:
         directory: run directory.
         member_id: id, unambiguous start of an id, or name of a baseline on the front.
+        block_steps: of gradient descent on the rounding of each block's layers together, after
+            they were compressed; 0 for none.
         progress: told when a long step starts.
 
     Raises:
@@ -106,12 +119,17 @@ def finalize_member(directory: Path, member_id: str, *, progress: Progress = QUI
         NoAnswerError: it is not on the front, or compresses nothing but embeddings.
         TrialError: the rebuilt model cannot be measured.
     """
+    if not 0 <= block_steps <= MOST_STEPS:
+        raise UsageError(
+            f"Block steps must be 0 to {MOST_STEPS:,}, but got {block_steps}. "
+            f"The nearest legal value is {min(max(block_steps, 0), MOST_STEPS)}."
+        )
     document = FrontDocument.read(directory)
     _ = _member_to_rebuild(document, member_id)  # before the model is loaded
     record = StudyRecord.read(directory)
     session = open_session(record.settings, cache_directory(record.settings, directory), progress)
     require_same_model(session, record)
-    return finalize_in(session, record, directory, document, member_id)
+    return finalize_in(session, record, directory, document, member_id, block_steps=block_steps)
 
 
 def finalize_in(
@@ -120,10 +138,12 @@ def finalize_in(
     directory: Path,
     document: FrontDocument,
     member_id: str,
+    *,
+    block_steps: int = BLOCK_STEPS,
 ) -> Finalization:
     """`finalize_member` of the run that `session` and `record` are of."""
     member = _member_to_rebuild(document, member_id)
-    case = _Case(directory, document, member, session, record)
+    case = _Case(directory, document, member, session, record, block_steps)
     pair = _rebuild(case)
     finalized = _compare(case, pair)
     if not finalized.rebuilt_damage.value < finalized.search_damage.value:
@@ -140,6 +160,7 @@ class _Case:
     member: Member
     session: Session
     record: StudyRecord
+    block_steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +202,8 @@ def _rebuild(case: _Case) -> _Pair:
     dtype = case.record.resolved["forward"]["dtype"]
     base = session.bank(dtype)
     rebuilt = strongest_allocation(layout, searched)
-    name = statistics_name(session, base, searched)
-    bank = rebuilt_bank(session, base, dtype, rebuilt, name)
+    name = statistics_name(session, base, searched, case.block_steps)
+    bank = rebuilt_bank(session, base, dtype, Recipe(rebuilt, name, case.block_steps))
     return _Pair(searched, rebuilt, base, bank, name)
 
 
@@ -196,7 +217,8 @@ def _compare(case: _Case, pair: _Pair) -> Finalized:
     return Finalized(
         searched_as=case.member.id,
         statistics=pair.statistics,
-        statistics_digest=sequential_statistics(session, pair.statistics).digest,
+        statistics_digest=rebuilt_digest(session, pair.rebuilt_bank, pair.statistics),
+        block_steps=case.block_steps,
         changed={
             name: str(scheme)
             for name, scheme in pair.searched.items()
