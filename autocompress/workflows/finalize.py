@@ -1,8 +1,8 @@
 """Rebuild a picked member with more care, and keep the result only if it is better.
 
 The member keeps its bytes. Each layer is compressed again by the strongest method that stores as
-much, with statistics gathered block by block on the compressed prefix; on request the rounding of
-each block's layers is then tuned together (`models/block_tuning.py`). Old and new are compared on
+much, with statistics gathered block by block on the compressed prefix; on request the scales of
+each block's layers are then tuned together (`models/block_tuning.py`). Old and new are compared on
 the search tokens, sequence by sequence. The report tokens measure what is kept; they decide only
 that a rebuilt member which another one beats there is not put on the front.
 """
@@ -108,7 +108,7 @@ def finalize_member(
     Args:
         directory: run directory.
         member_id: id, unambiguous start of an id, or name of a baseline on the front.
-        block_steps: of gradient descent on the rounding of each block's layers together, after
+        block_steps: of gradient descent on the scales of each block's layers together, after
             they were compressed; 0 for none.
         progress: told when a long step starts.
 

@@ -1,7 +1,7 @@
 """The bank that a finalized member is rebuilt from: statistics with all earlier blocks compressed.
 
 They live in the run's cache under a name that says what they depend on; whoever finds them missing
-gathers them again, in the same way. So do layers whose rounding was tuned over their block.
+gathers them again, in the same way. So do layers whose scales were tuned over their block.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Recipe:
     Attributes:
         allocation: of the strongest methods.
         statistics: name of the sequential statistics, see `statistics_name`.
-        block_steps: of gradient descent on the rounding of each block; 0 for none.
+        block_steps: of gradient descent on the scales of each block; 0 for none.
     """
 
     allocation: Allocation

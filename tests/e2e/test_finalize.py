@@ -36,10 +36,13 @@ def smallest(directory):
 
 
 @pytest.mark.slow
-def test_a_finalized_member_is_kept_only_if_better_and_exports_as_claimed(cli, copied, tmp_path):
+@pytest.mark.parametrize("steps", [0, 6])
+def test_a_finalized_member_is_kept_only_if_better_and_exports_as_claimed(
+    cli, copied, tmp_path, steps
+):
     before = json.loads((copied / "front.json").read_text())
     member = smallest(copied)
-    finished = cli("finalize", copied, member.id, "--json")
+    finished = cli("finalize", copied, member.id, "--block-steps", steps, "--json")
     assert finished.status == 0, finished.err
     done = finished.document
     one, two = (done["finalized"][k]["value"] for k in ("search_damage", "rebuilt_damage"))
@@ -52,6 +55,7 @@ def test_a_finalized_member_is_kept_only_if_better_and_exports_as_claimed(cli, c
     rebuilt = smallest(copied)
     assert rebuilt.storage_bytes == member.storage_bytes
     assert rebuilt.finalized.searched_as == member.id
+    assert rebuilt.finalized.block_steps == steps
     assert "finalized" in cli("front", copied).out
     assert cli("finalize", copied, rebuilt.id).status == 2
     shutil.rmtree(copied / "cache" / "bank")
@@ -88,6 +92,9 @@ def test_unknown_members_and_directories_are_named(cli, run_dir, tmp_path):
     unknown = cli("finalize", run_dir, "nothing")
     assert unknown.status == 2
     assert "No member or baseline is called 'nothing'" in unknown.err
+    steps = cli("finalize", run_dir, "x", "--block-steps", -1)
+    assert steps.status == 2
+    assert "Block steps must be 0 to 10,000, but got -1. The nearest legal value is 0." in steps.err
     missing = cli("finalize", tmp_path / "none", "x")
     assert missing.status == 2
     assert "There is no run directory" in missing.err
