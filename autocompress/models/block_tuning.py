@@ -24,7 +24,7 @@ from torch import Tensor
 from autocompress.methods import CompressedWeight, Tunable
 from autocompress.models.block_runs import BlockRun
 
-FIRST_STEP = 0.004  # share of a scale
+FIRST_STEP = 0.006  # share of a scale
 _HELD_BACK = 4  # every fourth batch
 _LOOKS = 5  # at the batches held back, in equal distances
 
