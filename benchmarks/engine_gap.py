@@ -5,8 +5,8 @@ interpolated in the logarithm of its damage): the same with every calibration to
 gradient energy, then the best searched allocation of no more bytes, then that one finalized. All
 on report tokens. Seeds change all three splits of tokens.
 
-Usage: python benchmarks/engine_gap.py --cache DIR --out results/engine_gap_NAME.json
-       [--model M] [--space FILE] [--bits 2.75 3.0 3.5 4.0] [--trials N] [--seeds 0 1 2]
+Usage: python benchmarks/engine_gap.py [--cache DIR] [--out FILE] [--model M]
+       [--space FILE] [--bits 2.75 3.0 3.5 4.0] [--trials N] [--seeds 0 1 2]
 """
 
 from __future__ import annotations
@@ -95,8 +95,10 @@ def main() -> None:
     parser.add_argument("--report-tokens", type=int, default=8192)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--cache", type=Path, required=True, help="statistics, bank and tables")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--cache", type=Path, default=Path("runs/benchmarks"), help="statistics, bank and tables"
+    )
+    parser.add_argument("--out", type=Path, default=Path("results/engine_gap_minilm.json"))
     arguments = parser.parse_args()
     document: dict[str, Any] = {
         "model": arguments.model, "space": Path(arguments.space).stem,

@@ -6,8 +6,8 @@ harshest baseline of any of the spaces, and the bytes of the base model; damage 
 counted as that. It is given as a share of the box between reference, floor and no bytes at all, at
 each checkpoint of trials and of tokens. The front at the end is measured again on report tokens.
 
-Usage: python benchmarks/front_races.py --cache DIR --out results/front_races_NAME.json
-       [--model M] [--spaces FILE ...] [--samplers guided nsga2 ...] [--budget "100 trials"]
+Usage: python benchmarks/front_races.py [--cache DIR] [--out FILE] [--model M]
+       [--spaces FILE ...] [--samplers guided nsga2 ...] [--budget "100 trials"]
 """
 
 from __future__ import annotations
@@ -186,8 +186,12 @@ def main() -> None:
     parser.add_argument("--report-tokens", type=int, default=8192)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--cache", type=Path, required=True, help="statistics, bank and tables")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--cache", type=Path, default=Path("runs/benchmarks"), help="statistics, bank and tables"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/front_races_minilm_samplers.json")
+    )
     arguments = parser.parse_args()
     document: dict[str, Any] = {
         "model": arguments.model, "budget": arguments.budget, "device": arguments.device,
