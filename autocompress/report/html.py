@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 REPORT_FILE = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"
 _NOT_IN_PROVENANCE = frozenset({"layer_bits", "cost_efficiency"})
+_TELLING = 0.005  # share of bytes, or retained quality, that a headline is about
 
 
 def render_report(
@@ -180,24 +181,26 @@ def tiles(document: FrontDocument) -> list[dict[str, str]]:
 
 
 def _against_baseline(document: FrontDocument) -> dict[str, str] | None:
-    """How much smaller a member is at no less quality than the best uniform baseline."""
+    """What the front has over the best uniform baseline: size at its quality, else quality."""
     floor = document.study.quality_floor or 0.0
     rivals = [b for b in document.baselines if b.quality.retained >= floor]
     if not rivals:
         return None
     rival = max(rivals, key=lambda b: (b.size_reduction, b.id))
-    as_good = [m for m in document.members if m.quality.retained >= rival.quality.retained]
-    smallest = min(as_good, key=lambda m: m.storage_bytes, default=rival)
-    saved = 1 - smallest.storage_bytes / rival.storage_bytes
-    held = f"{_retained(rival)} retained at {formats.size(rival.storage_bytes)}"
-    if saved < 0.005:
-        detail = f"no member is smaller than its {held} at no less quality"
-        return {"label": f"Against {rival.name}", "value": "no gain", "detail": detail}
-    return {
-        "label": f"Against {rival.name}",
-        "value": f"{saved:.0%} smaller",
-        "detail": f"at no less quality than its {held}",
-    }
+    quality, n_bytes = rival.quality.retained, rival.storage_bytes
+    as_good = [m for m in document.members if m.quality.retained >= quality]
+    as_small = [m for m in document.members if m.storage_bytes <= n_bytes]
+    saved = 1 - min((m.storage_bytes for m in as_good), default=n_bytes) / n_bytes
+    gained = max((m.quality.retained for m in as_small), default=quality) - quality
+    held = f"its {_retained(rival)} retained at {formats.size(n_bytes)}"
+    label = f"Against {rival.name}"
+    if saved >= _TELLING:
+        found = f"{saved:.0%} smaller", f"at no less quality than {held}"
+    elif gained >= _TELLING:
+        found = f"{gained:+.3f} retained", f"at no more bytes than {held}"
+    else:
+        found = "no gain", f"no member is clearly smaller or better than {held}"
+    return {"label": label, "value": found[0], "detail": found[1]}
 
 
 def _retained(member: Member) -> str:

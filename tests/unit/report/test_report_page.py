@@ -209,6 +209,17 @@ def test_a_gain_over_uniform_is_stated_at_no_less_quality(document):
     assert tile["value"] == "25% smaller"
 
 
+@pytest.mark.parametrize(("gain", "value"), [(0.01, "+0.010 retained"), (0.001, "no gain")])
+def test_a_gain_at_no_more_bytes_is_stated_as_quality(document, gain, value):
+    rival = next(b for b in document.baselines if b.name == "uniform-4bit")
+    quality = replace(rival.quality, retained=rival.quality.retained + gain)
+    better = replace(document.members[-1], id="f" * 32, name="", quality=quality)
+    better = replace(better, storage_bytes=rival.storage_bytes)
+    improved = FrontDocument.of(document.study, document.base, document.baselines, [better])
+    tile = next(t for t in tiles(improved) if t["label"] == "Against uniform-4bit")
+    assert tile["value"] == value
+
+
 def test_the_page_is_written_whole_or_not_at_all(run_of_sixty, tmp_path):
     file = write_report(tmp_path, *run_of_sixty)
     assert file == tmp_path / "report.html"
