@@ -37,6 +37,7 @@ from autocompress.workflows.contexts import report_context, search_context
 from autocompress.workflows.search import study_record
 from autocompress.workflows.session import EXACT_DTYPE, Session, open_session
 from autocompress.workflows.settings import SearchSettings
+from autocompress.workflows.training import with_preferences
 
 SCORE_OF = {"gradient-dp": "gradient", "gradient-lp": "fisher", "hawq": "trace"}
 """The criterion that each published solver uses; the others take our option table."""
@@ -59,7 +60,7 @@ class Case:
     def table_of(self, sampler: str) -> OptionTable:
         """The option table with the sampler's own criterion as damage, or trained preferences."""
         if SAMPLERS[sampler].needs_training:
-            return self.session.trained(self.table, self.search.bank)
+            return with_preferences(self.session, self.table, self.search.bank)
         if sampler not in SCORE_OF:
             return self.table
         if not self._scores:
@@ -220,6 +221,20 @@ def one_seed(case: Case, arguments: argparse.Namespace, seed: int) -> dict[str, 
     return {"seed": seed, "table_seconds": round(case.table_seconds, 1), **facts}
 
 
+def settings_of(arguments: argparse.Namespace, space: str, seed: int) -> SearchSettings:
+    """What a benchmark's arguments say of a search."""
+    return SearchSettings(
+        arguments.model, space=space, seed=seed, dtype=EXACT_DTYPE, device=arguments.device,
+        calibration_tokens=arguments.calibration_tokens, search_tokens=arguments.search_tokens,
+        report_tokens=arguments.report_tokens,
+    )  # fmt: skip
+
+
+def tokens_of(arguments: argparse.Namespace) -> list[int]:
+    """Calibration, search and report tokens, as they stand in the JSON."""
+    return [arguments.calibration_tokens, arguments.search_tokens, arguments.report_tokens]
+
+
 def main() -> None:
     """Run all and write the JSON after each seed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -246,17 +261,11 @@ def main() -> None:
         "space": Path(arguments.space).stem,
         "trials": arguments.trials,
         "device": arguments.device,
-        "tokens": [
-            arguments.calibration_tokens, arguments.search_tokens, arguments.report_tokens
-        ],
+        "tokens": tokens_of(arguments),
         "seeds": [],
-    }  # fmt: skip
+    }
     for seed in arguments.seeds:
-        settings = SearchSettings(
-            arguments.model, space=arguments.space, seed=seed, dtype=EXACT_DTYPE,
-            device=arguments.device, calibration_tokens=arguments.calibration_tokens,
-            search_tokens=arguments.search_tokens, report_tokens=arguments.report_tokens,
-        )  # fmt: skip
+        settings = settings_of(arguments, arguments.space, seed)
         case = Case(settings, arguments.cache, arguments.threads)
         document["seeds"].append(one_seed(case, arguments, seed))
         arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from allocators import EXACT_DTYPE, SPACES, Case, Held, uniform_at
+from allocators import EXACT_DTYPE, SPACES, Case, Held, settings_of, tokens_of, uniform_at
 
 from autocompress.core import Allocation, TrialRequest
 from autocompress.search.run_trial import run_trial
@@ -102,18 +102,11 @@ def main() -> None:
     arguments = parser.parse_args()
     document: dict[str, Any] = {
         "model": arguments.model, "space": Path(arguments.space).stem,
-        "trials": arguments.trials, "device": arguments.device,
-        "tokens": [
-            arguments.calibration_tokens, arguments.search_tokens, arguments.report_tokens
-        ],
+        "trials": arguments.trials, "device": arguments.device, "tokens": tokens_of(arguments),
         "seeds": [],
     }  # fmt: skip
     for seed in arguments.seeds:
-        settings = SearchSettings(
-            arguments.model, space=arguments.space, seed=seed, dtype=EXACT_DTYPE,
-            device=arguments.device, calibration_tokens=arguments.calibration_tokens,
-            search_tokens=arguments.search_tokens, report_tokens=arguments.report_tokens,
-        )  # fmt: skip
+        settings = settings_of(arguments, arguments.space, seed)
         document["seeds"].append(one_seed(arguments, settings))
         arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 

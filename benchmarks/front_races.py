@@ -22,13 +22,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from allocators import EXACT_DTYPE, SPACES, Case, Held, damage_of
+from allocators import SPACES, Case, Held, damage_of, settings_of, tokens_of
 
 from autocompress.core import TrialResult
 from autocompress.drivers.local import LocalDriver
 from autocompress.fronts import hypervolume, non_dominated
 from autocompress.search import SAMPLERS, Budget, Journal, Study
-from autocompress.workflows.settings import SearchSettings
 
 CHECKPOINTS = (25, 50, 75, 100, 150, 200, 300, 500, 1000, 1500, 2000, 3000)
 Point = tuple[float, float]
@@ -122,11 +121,7 @@ def races(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """All spaces and samplers on one seed."""
     found: dict[tuple[str, str], Found] = {}
     for space in arguments.spaces:
-        settings = SearchSettings(
-            arguments.model, space=space, seed=seed, dtype=EXACT_DTYPE, device=arguments.device,
-            calibration_tokens=arguments.calibration_tokens,
-            search_tokens=arguments.search_tokens, report_tokens=arguments.report_tokens,
-        )  # fmt: skip
+        settings = settings_of(arguments, space, seed)
         case = Case(settings, arguments.cache, arguments.threads)
         for sampler in arguments.samplers:
             started = time.perf_counter()
@@ -195,9 +190,7 @@ def main() -> None:
     arguments = parser.parse_args()
     document: dict[str, Any] = {
         "model": arguments.model, "budget": arguments.budget, "device": arguments.device,
-        "tokens": [
-            arguments.calibration_tokens, arguments.search_tokens, arguments.report_tokens
-        ],
+        "tokens": tokens_of(arguments),
         "seeds": [],
     }  # fmt: skip
     for seed in arguments.seeds:

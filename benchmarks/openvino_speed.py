@@ -26,12 +26,13 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.core import Scheme
+from autocompress.core.machine import cpu_model
 from autocompress.core.scheme import BASE_SCHEME
 from autocompress.export.openvino import OpenVino
 from autocompress.export.openvino_client import EXACT, OpenVinoModule, compiled
 from autocompress.methods import LayerStatistics, compress, decode
 from autocompress.models import BaseModel, load_base_model, overridden, weight_matrix
-from autocompress.report.provenance import cpu_model, installed_versions
+from autocompress.report.provenance import installed_versions
 
 SCHEMES = ("base", "rtn(bits=8,group_size=128)", "rtn(bits=4,group_size=128)")
 Contender = tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]

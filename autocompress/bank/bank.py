@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -249,15 +248,16 @@ class Bank:
 
     def with_statistics(self, statistics: Callable[[LayerSpec], LayerStatistics]) -> Bank:
         """A bank over the same directory and weights that compresses with other statistics."""
-        other = copy(self)  # a subclass stays what it is; caches are left behind
-        other._statistics = statistics
-        other._start_empty()
-        return other
+        return self._with(_statistics=statistics)
 
     def with_given(self, given: Mapping[str, CompressedWeight]) -> Bank:
         """A bank that has these layers, under the schemes that they name, from elsewhere."""
-        other = copy(self)
-        other.given = dict(given)
+        return self._with(given=dict(given))
+
+    def _with(self, **changed: object) -> Bank:
+        """A bank that differs in this; a subclass stays what it is, caches are left behind."""
+        other = object.__new__(type(self))
+        other.__setstate__(self.__getstate__() | changed)
         return other
 
     def _is_given(self, name: str, scheme: Scheme) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.core import Allocation, LayerSpec, Scheme
-from autocompress.export.exporter import EXPORTERS, Exporter, require, require_model
+from autocompress.export.exporter import EXPORTERS, Exporter, accepted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -156,10 +156,8 @@ class CompressedTensors(Exporter):
         from autocompress.export.writing import finish, require_bytes, shallow_copy
         from autocompress.models.quiet import quiet_transformers
 
-        weights = {name: w for name, w in weights.items() if not w.scheme.is_base}
+        weights = accepted(self, base, weights)
         schemes = {name: weight.scheme for name, weight in weights.items()}
-        require(self, base.layout, schemes)
-        require_model(self, base)
         model = shallow_copy(base.module)
         groups = _groups(base, schemes)
         tensors = {name: _stored(weights[name], group) for name, group in groups.items()}

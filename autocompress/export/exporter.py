@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -156,6 +156,28 @@ def require_model(exporter: Exporter, base: BaseModel) -> None:
             f"{exporter.name} cannot hold this model: {reason} Next step: export --format packed, "
             "which holds every model."
         )
+
+
+def accepted(
+    exporter: Exporter, base: BaseModel, weights: Mapping[str, CompressedWeight]
+) -> dict[str, CompressedWeight]:
+    """The layers that are compressed, if the format holds the model and each of them.
+
+    Raises:
+        UsageError: see `require_model` and `require`.
+    """
+    require_model(exporter, base)
+    compressed = {name: w for name, w in weights.items() if not w.scheme.is_base}
+    require(exporter, base.layout, {name: w.scheme for name, w in compressed.items()})
+    return compressed
+
+
+def dtype_refusal(base: BaseModel, legal: Collection[str]) -> str:
+    """The first layer whose weights are of another dtype than a format holds; empty if none."""
+    strange = next((layer for layer in base.layout.layers if layer.dtype not in legal), None)
+    if strange is None:
+        return ""
+    return f"weights must be {' or '.join(legal)}, but those of {strange.name} are {strange.dtype}."
 
 
 def require_packages(exporter: Exporter) -> None:

@@ -18,8 +18,8 @@ from autocompress.core.errors import CheckpointError
 from autocompress.export.exporter import (
     EXPORTERS,
     Exporter,
-    require,
-    require_model,
+    accepted,
+    dtype_refusal,
     require_packages,
 )
 
@@ -61,11 +61,11 @@ class Gguf(Exporter):
 
         if base.auto_class != "AutoModelForCausalLM":
             return f"it holds causal language models, but got {base.auto_class}."
-        strange = next((lay for lay in base.layout.layers if lay.dtype not in FLOAT_TYPES), None)
-        if strange is not None:
-            legal = " or ".join(FLOAT_TYPES)
-            return f"weights must be {legal}, but those of {strange.name} are {strange.dtype}."
-        return model_refusal(base.module) or tokenizer_refusal(base.processor)
+        return (
+            dtype_refusal(base, FLOAT_TYPES)
+            or model_refusal(base.module)
+            or tokenizer_refusal(base.processor)
+        )
 
     def write(
         self,
@@ -80,10 +80,8 @@ class Gguf(Exporter):
         from autocompress.export.writing import finish
         from autocompress.models.quiet import quiet_transformers
 
-        weights = {name: w for name, w in weights.items() if not w.scheme.is_base}
+        weights = accepted(self, base, weights)
         allocation = Allocation.of({name: weight.scheme for name, weight in weights.items()})
-        require_model(self, base)
-        require(self, base.layout, dict(allocation.items()))
         with new_directory(out) as directory:
             stored, notes = self._write_file(base, weights, directory / GGUF_FILE)
             with quiet_transformers():

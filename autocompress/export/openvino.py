@@ -17,8 +17,8 @@ from autocompress.core.errors import CheckpointError
 from autocompress.export.exporter import (
     EXPORTERS,
     Exporter,
-    require,
-    require_model,
+    accepted,
+    dtype_refusal,
     require_packages,
 )
 
@@ -67,10 +67,8 @@ class OpenVino(Exporter):
                 "all tokens must take one way through the graph, but this mixture of experts "
                 "sends each to some."
             )
-        strange = next((lay for lay in base.layout.layers if lay.dtype not in FLOATS), None)
-        if strange is not None:
-            legal = " or ".join(FLOATS)
-            return f"weights must be {legal}, but those of {strange.name} are {strange.dtype}."
+        if refusal := dtype_refusal(base, FLOATS):
+            return refusal
         return attention_refusal(config) if base.auto_class == CAUSAL else ""
 
     def write(
@@ -93,10 +91,8 @@ class OpenVino(Exporter):
         from autocompress.export.writing import finish
         from autocompress.models.quiet import quiet_transformers
 
-        weights = {name: w for name, w in weights.items() if not w.scheme.is_base}
+        weights = accepted(self, base, weights)
         allocation = Allocation.of({name: weight.scheme for name, weight in weights.items()})
-        require_model(self, base)
-        require(self, base.layout, dict(allocation.items()))
         with new_directory(out) as directory:
             with quiet_transformers():
                 module = cast(Any, base.module)

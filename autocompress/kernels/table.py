@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -20,6 +19,7 @@ import torch
 
 from autocompress.core.digest import digest
 from autocompress.core.files import write_atomically
+from autocompress.core.machine import cpu_model
 
 _logger = logging.getLogger(__name__)
 _VERSION = 1
@@ -42,7 +42,7 @@ def device_name(device: torch.device) -> str:
     else:
         isa = torch.backends.cpu.get_cpu_capability()
         threads = torch.get_num_threads()
-        processor = f"{_processor()}, {isa}, {threads} thread{'s' * (threads > 1)}"
+        processor = f"{cpu_model()}, {isa}, {threads} thread{'s' * (threads > 1)}"
     return f"{processor}, torch {torch.__version__}"
 
 
@@ -99,13 +99,3 @@ def _read(path: Path, device: str) -> dict[str, dict[str, float]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         _logger.warning("Kernel timings in %s are not used: %s", path, error)
         return {}
-
-
-@lru_cache(maxsize=1)
-def _processor() -> str:
-    """Model name of the CPU."""
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text("utf-8"))
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()

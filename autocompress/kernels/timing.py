@@ -25,11 +25,12 @@ def seconds_of(action: Callable[[], object], device: torch.device) -> float:
     end = time.perf_counter() + _ENOUGH_SECONDS
     while len(seconds) < 2 or (len(seconds) < _REPEATS and time.perf_counter() < end):
         buffer.sum()
-        seconds.append(_timed(action, device))
+        seconds.append(timed(action, device))
     return min(seconds)
 
 
-def _timed(action: Callable[[], object], device: torch.device) -> float:
+def timed(action: Callable[[], object], device: torch.device) -> float:
+    """Wall time of one call, until the device has done it."""
     if device.type != "cuda":
         start = time.perf_counter()
         action()

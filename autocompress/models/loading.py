@@ -95,7 +95,8 @@ def load_base_model(
     """
     _require_one_of("dtype", dtype, _DTYPES)
     _require_one_of("Auto class", auto_class, tuple(AUTO_CLASSES))
-    _require_device(device)
+    if refusal := device_refusal(device):
+        raise ModelError(refusal)
     source = resolve_source(source)
     config = load_config(source, trust_remote_code=trust_remote_code)
     if Path(source).is_dir():
@@ -177,13 +178,13 @@ def _require_one_of(what: str, value: str, known: tuple[str, ...]) -> None:
         raise ModelError(f"Unknown {what} {value!r}. {nearest(value, known)}")
 
 
-def _require_device(device: str) -> None:
+def device_refusal(device: str) -> str:
+    """Why a torch device cannot be used here, and the next step; empty if it can."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(
-            f"Device {device!r} cannot be used here: {_first_line(error)}. Try --device cpu."
-        ) from error
+        return f"Device {device!r} cannot be used here: {_first_line(error)}. Try --device cpu."
+    return ""
 
 
 def _require_uncompressed(source: str, config: Any) -> None:

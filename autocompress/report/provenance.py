@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from autocompress.core.machine import cpu_model, memory_bytes
+
 PACKAGES = (
     "autocompress", "torch", "transformers", "safetensors", "tokenizers", "datasets", "optuna",
     "ray", "numpy", "scikit-learn", "moocore",
@@ -72,24 +74,6 @@ def source_commit(directory: Path) -> str | None:
         return None
     changed = _git(directory, "status", "--porcelain", "--untracked-files=no")
     return f"{commit} with uncommitted changes" if changed else commit
-
-
-def cpu_model() -> str:
-    """Name of the processor as the system states it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
-
-
-def memory_bytes() -> int:
-    """Physical memory; 0 where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
 
 
 def _git(directory: Path, *arguments: str) -> str | None:

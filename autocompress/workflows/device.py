@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 
 import torch
 
 from autocompress.core.errors import UsageError
+from autocompress.core.machine import cpu_model, memory_bytes
 from autocompress.cost import DeviceProfile
-from autocompress.report.provenance import cpu_model, memory_bytes
+from autocompress.kernels.timing import timed
+from autocompress.models.loading import device_refusal
 
 _DTYPES = ("float32", "bfloat16")
 _TOKENS, _INPUTS, _OUTPUTS = 512, 1024, 4096
@@ -32,7 +33,9 @@ def measure_device(device: str = "cpu") -> DeviceProfile:
     Raises:
         UsageError: the device cannot be used here.
     """
-    where = _usable(device)
+    if refusal := device_refusal(device):
+        raise UsageError(refusal)
+    where = torch.device(device)
     rates = {
         dtype: _flops_per_second(dtype, where) for dtype in _DTYPES if _worthwhile(dtype, where)
     }
@@ -47,18 +50,6 @@ def measure_device(device: str = "cpu") -> DeviceProfile:
         origin=f"measured{threads} with torch {torch.__version__}: {spoken}; 256 MiB read by a "
         "matrix-vector product",
     )
-
-
-def _usable(device: str) -> torch.device:
-    try:
-        where = torch.device(device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"Device {device!r} cannot be used here: {reason}. Next step: --device cpu."
-        ) from error
-    return where
 
 
 def _name(device: torch.device) -> str:
@@ -106,16 +97,4 @@ def _product(
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
     """The best of a few, after one that warms up."""
-    found = []
-    for _ in range(_TIMES + 1):
-        _wait(device)
-        started = time.perf_counter()
-        work()
-        _wait(device)
-        found.append(time.perf_counter() - started)
-    return min(found[1:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return min([timed(work, device) for _ in range(_TIMES + 1)][1:])

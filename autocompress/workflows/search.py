@@ -46,6 +46,7 @@ from autocompress.workflows.settings import (
     cache_directory,
     require_same_study,
 )
+from autocompress.workflows.training import with_preferences
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def search(
         model: directory, hub id or ``package:NAME/FOLDER``.
         space: name of a shipped search space, or path of a YAML file.
         target: where the compressed model is to run (``any``, ``transformers``, ``vllm``,
-            ``llama.cpp``): options of the space that cannot run there are left out.
+            ``llama.cpp``, ``openvino``): options of the space that cannot run there are left out.
         rotate: ``hadamard`` rotates the whole model first, where its architecture allows it.
         data: file, `datasets` directory, hub name or built-in; ``auto`` for the task's default.
         task: name of a task; ``auto`` reads it from the model's config.
@@ -192,7 +193,7 @@ def _table(
         return None
     table = session.option_table(context.bank, session.searched_curvature, driver.fill)
     if sampler.needs_training:
-        table = session.trained(table, context.bank)
+        table = with_preferences(session, table, context.bank)
     Predictions(session.space, table).write(directory)
     return table
 

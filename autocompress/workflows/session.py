@@ -58,9 +58,7 @@ from autocompress.models.loading import (
 )
 from autocompress.models.rotation import in_dtype, rotated_base
 from autocompress.models.routing import count_routed
-from autocompress.search.build_table import Fill, bank_entries, build_option_table
-from autocompress.search.dnas.preferences import Preference
-from autocompress.search.dnas.training import train_preferences, trained_table
+from autocompress.search.build_table import Fill, build_option_table
 from autocompress.search.option_table import OptionTable
 from autocompress.spaces import SearchSpace
 from autocompress.workflows.settings import SearchSettings, resolve_model
@@ -298,42 +296,6 @@ class Session:
             weights=self.weights,
             fill=announced,
             cache=self.cache / "tables",
-            progress=self.progress.advance,
-        )
-
-    def trained(self, table: OptionTable, bank: Bank) -> OptionTable:
-        """The option table with preferences of a training pass, kept in the cache.
-
-        Raises:
-            UsageError: the space cannot be trained on this model; see `train_preferences`.
-        """
-        return trained_table(
-            table,
-            partial(self._train, table, bank),
-            facts=[
-                self.base.digest,
-                self.splits.calibration.digest,
-                self.space.digest,
-                self.task.name,
-                self.settings.seed,
-                *bank_entries(bank, self.space),
-            ],
-            cache=self.cache / "training",
-        )
-
-    def _train(self, table: OptionTable, bank: Bank) -> tuple[Preference, ...]:
-        self.progress.step("Training distributions over the options of each choice")
-        module = self.compute_module(EXACT_DTYPE)
-        dtype = next(module.parameters()).dtype
-        return train_preferences(
-            module,
-            self.base.layout,
-            self.space,
-            table,
-            task=self.task,
-            batches=curvature_batches(self.task, module, self.splits.calibration),
-            dense=lambda name, scheme: bank.dense(name, scheme, dtype),
-            seed=self.settings.seed,
             progress=self.progress.advance,
         )
 

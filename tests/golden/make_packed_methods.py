@@ -8,14 +8,15 @@ A method that comes later gets a golden folder of its own; those that are there 
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from autocompress.core import LayerSpec, Scheme
+from autocompress.core import Scheme
 from autocompress.export import load, write_packed
-from autocompress.methods import LayerStatistics, compress
+from autocompress.methods import CompressedWeight, LayerStatistics, compress
 from autocompress.models import BaseModel, describe, weight_matrix
 from autocompress.testing.tiny_models import Sizes, tiny_model
 
@@ -73,19 +74,29 @@ FOLDERS = {
 def main(out: Path) -> None:
     """Compress a tiny Qwen 2 and write checkpoint, outputs of each layer and logits."""
     sizes, schemes = FOLDERS[out.name]
-    module = tiny_model("qwen2", sizes=sizes)
-    layout = describe(module)
-    base = BaseModel(module, layout, None, "tiny qwen2", "AutoModelForCausalLM", "0" * 32)
+    base = tiny_base(sizes)
     weights = {}
     for name, scheme in schemes.items():
-        matrix = weight_matrix(module, _layer(layout.layers, name))
-        statistics = _statistics(matrix.shape[1])
+        matrix = weight_matrix(base.module, base.layout.layer(name))
+        statistics = golden_statistics(matrix.shape[1])
         weights[name] = compress(matrix, Scheme.parse(scheme), statistics)
+    write_golden(base, weights, out)
+
+
+def tiny_base(sizes: Sizes) -> BaseModel:
+    """The same tiny Qwen 2 every time."""
+    module = tiny_model("qwen2", sizes=sizes)
+    layout = describe(module)
+    return BaseModel(module, layout, None, "tiny qwen2", "AutoModelForCausalLM", "0" * 32)
+
+
+def write_golden(base: BaseModel, weights: Mapping[str, CompressedWeight], out: Path) -> None:
+    """Write the checkpoint, and beside it what each of its layers and the whole put out."""
     write_packed(base, weights, out, claim={"member": "golden"})
     loaded = load(out)
     with torch.no_grad():
         logits = loaded(input_ids=torch.tensor([TOKENS])).logits[0]
-        layers = {name: loaded.get_submodule(name) for name in schemes}
+        layers = {name: loaded.get_submodule(name) for name in weights}
         outputs = {name: layer(probe(layer)).tolist() for name, layer in layers.items()}
     expected = {"tokens": TOKENS, "logits": logits.tolist(), "outputs": outputs}
     text = json.dumps(expected).replace("]], ", "]],\n").replace("], [", "],\n[")
@@ -100,11 +111,7 @@ def probe(layer: nn.Module) -> Tensor:
     return ((7919 * torch.arange(1, n + 1) % 1009 - 504).double() / 331).float().view(2, -1)
 
 
-def _layer(layers: tuple[LayerSpec, ...], name: str) -> LayerSpec:
-    return next(layer for layer in layers if layer.name == name)
-
-
-def _statistics(d: int) -> LayerStatistics:
+def golden_statistics(d: int) -> LayerStatistics:
     """Of correlated inputs, some of them loud."""
     generator = torch.Generator().manual_seed(d)
     rows = torch.randn(400, d, generator=generator) @ torch.randn(d, d, generator=generator)

@@ -3,18 +3,15 @@
 python tests/golden/make_packed_sharing.py tests/golden/packed_sharing
 """
 
-import json
 import sys
 from pathlib import Path
 
-import torch
-from make_packed_methods import _layer, _statistics, probe
+from make_packed_methods import golden_statistics, tiny_base, write_golden
 
 from autocompress.core import Scheme
-from autocompress.export import load, write_packed
 from autocompress.methods import compress_together
-from autocompress.models import BaseModel, describe, weight_matrix
-from autocompress.testing.tiny_models import Sizes, tiny_model
+from autocompress.models import weight_matrix
+from autocompress.testing.tiny_models import Sizes
 
 SIZES = Sizes(hidden=24, intermediate=40, blocks=3, heads=2, key_value_heads=1, vocabulary=48)
 TOKENS = [1, 5, 9, 47, 0, 13]
@@ -30,26 +27,16 @@ SCHEMES = {
 
 def main(out: Path) -> None:
     """Compress a tiny Qwen 2 and write checkpoint, outputs of each layer and logits."""
-    module = tiny_model("qwen2", sizes=SIZES)
-    layout = describe(module)
-    base = BaseModel(module, layout, None, "tiny qwen2", "AutoModelForCausalLM", "0" * 32)
+    base = tiny_base(SIZES)
     weights = {}
     for part, text in SCHEMES.items():
         blocks = text.partition("blocks=")[2].partition(",")[0].partition(")")[0].split("/")
         names = [f"model.layers.{block}.{part}" for block in blocks]
-        matrices = [weight_matrix(module, _layer(layout.layers, name)) for name in names]
-        statistics = [_statistics(matrix.shape[1]) for matrix in matrices]
+        matrices = [weight_matrix(base.module, base.layout.layer(name)) for name in names]
+        statistics = [golden_statistics(matrix.shape[1]) for matrix in matrices]
         found = compress_together(matrices, Scheme.parse(text), statistics)
         weights |= dict(zip(names, found, strict=True))
-    write_packed(base, weights, out, claim={"member": "golden"})
-    loaded = load(out)
-    with torch.no_grad():
-        logits = loaded(input_ids=torch.tensor([TOKENS])).logits[0]
-        layers = {name: loaded.get_submodule(name) for name in weights}
-        outputs = {name: layer(probe(layer)).tolist() for name, layer in layers.items()}
-    expected = {"tokens": TOKENS, "logits": logits.tolist(), "outputs": outputs}
-    text = json.dumps(expected).replace("]], ", "]],\n").replace("], [", "],\n[")
-    (out / "expected.json").write_text(text + "\n")
+    write_golden(base, weights, out)
 
 
 if __name__ == "__main__":
