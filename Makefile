@@ -52,8 +52,11 @@ types: $(READY)  ## Strict types
 imports: $(READY)  ## Imports go one way
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## Run the benchmarks; each writes its JSON to results/
-	for script in benchmarks/[a-z]*_*.py; do $(BIN)/python $$script || exit 1; done
+BENCHES := driver_overhead driver_efficiency ray_tune_overhead sampler_overhead solver_speed bank \
+	prefix_sharing methods_speed kernels replay_samplers scale_simulation budget_on_paper
+
+bench: $(READY)  ## Run the short benchmarks (benchmarks/README.md); each writes its JSON to results/
+	for name in $(BENCHES); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 lock: $(READY)  ## Write requirements.lock from what is installed in .venv
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^gemma3-270m' | sed -E 's/\+cpu$$//' > requirements.lock
