@@ -53,7 +53,7 @@ imports: $(READY)  ## Imports go one way
 	$(BIN)/lint-imports
 
 BENCHES := driver_overhead driver_efficiency ray_tune_overhead sampler_overhead solver_speed bank \
-	prefix_sharing methods_speed kernels replay_samplers scale_simulation budget_on_paper
+	prefix_sharing methods_speed kernels deployed_memory replay_samplers scale_simulation budget_on_paper
 
 bench: $(READY)  ## Run the short benchmarks (benchmarks/README.md); each writes its JSON to results/
 	for name in $(BENCHES); do $(BIN)/python benchmarks/$$name.py || exit 1; done

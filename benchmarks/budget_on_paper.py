@@ -133,14 +133,15 @@ def fit(rows: Sequence[Mapping[str, float]]) -> tuple[Laws, dict[str, float]]:
         coefficients = _nearest(columns / seconds[:, None], 1 - share)
         misses[name] = round(float(abs(columns @ coefficients / seconds + share - 1).max()), 3)
         found[name] = [float(c) for c in coefficients]
-    (hessian,), (grid,) = found["hessian"], found["option"]
-    return Laws(hessian, *found["factor"], sweep=hessian / 2, grid=grid), misses
+    (hessian,), (factor, memory), (grid,) = found["hessian"], found["factor"], found["option"]
+    return Laws(hessian, factor, memory, sweep=hessian / 2, grid=grid), misses
 
 
 def _nearest(columns: NDArray[np.float64], goal: NDArray[np.float64]) -> NDArray[np.float64]:
     scale = columns.max(axis=0)
     solution: NDArray[np.float64] = nnls(columns / scale, goal)[0]
-    return solution / scale
+    unscaled: NDArray[np.float64] = solution / scale
+    return unscaled
 
 
 def against_recorded(laws: Laws, results: Path) -> list[dict[str, Any]]:
@@ -273,7 +274,7 @@ def budget(name: str, laws: Laws, profile: DeviceProfile) -> dict[str, Any]:
 def share_here() -> float:
     """Of the default profile's peak, what trials of Gemma 3 270M reach, decoding included."""
     core = PROFILES["cpu-2core-avx512"].flops_per_second / 2  # two workers share two cores
-    seconds = trial_costs(RESULTS / "gemma-3-270m")["trial_seconds"]
+    seconds = float(trial_costs(RESULTS / "gemma-3-270m")["trial_seconds"])
     return round(2.0 * GEMMA_ACTIVE * 2048 / seconds / core, 3)
 
 

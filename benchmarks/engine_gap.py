@@ -19,11 +19,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from allocators import EXACT_DTYPE, SPACES, Case, Held, settings_of, tokens_of, uniform_at
+from allocators import SPACES, Case, Held, settings_of, tokens_of, uniform_at
 
 from autocompress.core import Allocation, TrialRequest
 from autocompress.search.run_trial import run_trial
-from autocompress.workflows.rebuild import rebuilt_bank, statistics_name, strongest_allocation
+from autocompress.workflows.rebuild import (
+    BLOCK_STEPS,
+    Recipe,
+    rebuilt_bank,
+    statistics_name,
+    strongest_allocation,
+)
+from autocompress.workflows.session import EXACT_DTYPE
 from autocompress.workflows.settings import SearchSettings
 
 STEPS = ("weighted", "searched", "finalized")
@@ -34,8 +41,8 @@ def finalized(case: Case, allocation: Allocation) -> dict[str, Any]:
     session, bank = case.session, case.search.bank
     started = time.perf_counter()
     rebuilt = strongest_allocation(session.base.layout, allocation)
-    name = statistics_name(session, bank, allocation)
-    better = rebuilt_bank(session, bank, EXACT_DTYPE, rebuilt, name)
+    name = statistics_name(session, bank, allocation, BLOCK_STEPS)
+    better = rebuilt_bank(session, bank, EXACT_DTYPE, Recipe(rebuilt, name))
     request = TrialRequest(0, rebuilt, "finalized")
     result = run_trial(request, context=replace(case.report, bank=better))
     assert result.metrics is not None, result.error

@@ -155,7 +155,7 @@ def row_of(names: tuple[str, str], found: Found, box: Box, most: int) -> dict[st
     (space, sampler), (case, results, seconds) = names, found
     again = measured_again(case, results, most)
     on_report = box.share((row["damage"]["value"], row["bytes"]) for row in again)
-    row = {
+    row: dict[str, Any] = {
         "space": space, "sampler": sampler, "seconds": round(seconds, 1),
         "stopped_early": sum(r.is_early_stopped for r in results),
         "curve": curve(results, box, 1 + len(case.session.space.baselines())),

@@ -186,7 +186,7 @@ def allocation_of(text: str, layers: Iterable[LayerSpec]) -> tuple[Allocation, s
             refusal = refusal or str(error)
         else:
             schemes[layer.name] = scheme
-    return Allocation(schemes), refusal
+    return Allocation.of(schemes), refusal
 
 
 def verdict(claim: Claim, rows: dict[str, dict[str, Any]]) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -63,16 +64,16 @@ def measure(shape: tuple[int, int], repeats: int) -> dict[str, object]:
     fresh, reused, decoding = {}, {}, {}
     for text in SCHEMES:
         scheme = Scheme.parse(text)
-        fresh[text] = best_seconds(lambda s=scheme: compress(weight, s, statistics), repeats)
+        fresh[text] = best_seconds(partial(compress, weight, scheme, statistics), repeats)
         compress(weight, scheme, statistics, problem=shared)
         reused[text] = best_seconds(
-            lambda s=scheme: compress(weight, s, statistics, problem=shared), repeats
+            partial(compress, weight, scheme, statistics, problem=shared), repeats
         )
     for text in DECODED:
         stored = compress(weight, Scheme.parse(text), statistics, problem=shared)
         decoding[text] = {
             str(dtype).removeprefix("torch."): best_seconds(
-                lambda c=stored, t=dtype: decode(c.tensors, c.scheme, c.shape, t), 5 * repeats
+                partial(decode, stored.tensors, stored.scheme, stored.shape, dtype), 5 * repeats
             )
             for dtype in (torch.float32, torch.bfloat16)
         }

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,8 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     base = load_base_model(str(options.model), "AutoModelForCausalLM", dtype="float32")
-    ids = torch.randint(5, base.module.config.vocab_size, (1, options.prompt))
+    n_words = cast(Any, base.module.config).vocab_size
+    ids = torch.randint(5, n_words, (1, options.prompt))
     contenders = {"torch float32": _torch(base.module)}
     rows: dict[str, dict[str, Any]] = {"torch float32": {"bytes": base.layout.base_bytes}}
     with tempfile.TemporaryDirectory() as folder:

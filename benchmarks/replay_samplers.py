@@ -124,7 +124,9 @@ def summary(
     best = hypervolume(everything, reference)
     rows: dict[str, Any] = {}
     for name, each in runs.items():
-        row = {"ms_per_trial": round(float(np.mean([r["ms_per_trial"] for r in each])), 2)}
+        row: dict[str, Any] = {
+            "ms_per_trial": round(float(np.mean([r["ms_per_trial"] for r in each])), 2)
+        }
         for budget in budgets:
             if len(each[0]["points"]) >= budget:
                 volumes = [hypervolume(r["points"][:budget], reference) / best for r in each]

@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,14 +51,14 @@ def make_space(n_choices: int) -> SearchSpace:
 def make_table(space: SearchSpace) -> OptionTable:
     """Made-up predictions for samplers that need some."""
     count = len(space.choices)
-    damage = (N_OPTIONS - np.arange(N_OPTIONS)) ** 2 / 1000.0
+    damage = (N_OPTIONS - np.arange(N_OPTIONS, dtype=np.float64)) ** 2 / 1000.0
     return OptionTable(
         names=tuple(c.name for c in space.choices),
         roles=("query",) * count,
         depths=tuple(i / count for i in range(count)),
         labels=tuple(tuple(o.label for o in c.options) for c in space.choices),
         damage=tuple(damage * (1 + i % 5) for i in range(count)),
-        costs={"storage_bytes": (np.arange(N_OPTIONS) + 1.0,) * count},
+        costs={"storage_bytes": (np.arange(N_OPTIONS, dtype=np.float64) + 1.0,) * count},
         fixed={"storage_bytes": 0.0},
     )
 
@@ -103,11 +104,11 @@ def measure(name: str, space: SearchSpace, n_trials: int, directory: Path) -> di
     mirror = Mirror(directory / f"{name}.log", space)
     with Journal(directory / f"{name}.jsonl") as journal:
         for number in range(n_trials):
-            allocation = watch.run("ask", lambda n=number: sampler.ask(n))
+            allocation = watch.run("ask", partial(sampler.ask, number))
             result = measured(TrialRequest(number, allocation, "benchmark"), space)
-            watch.run("journal", lambda r=result: journal.append(r))
-            watch.run("tell", lambda r=result: sampler.tell(r))
-            watch.run("mirror_add", lambda r=result: mirror.add(r))
+            watch.run("journal", partial(journal.append, result))
+            watch.run("tell", partial(sampler.tell, result))
+            watch.run("mirror_add", partial(mirror.add, result))
     started = time.perf_counter()
     mirror.close()
     behind = time.perf_counter() - started

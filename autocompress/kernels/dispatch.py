@@ -17,6 +17,7 @@ from torch import Tensor
 from autocompress.core.errors import UsageError, nearest
 from autocompress.core.scheme import Scheme
 from autocompress.kernels.base import KERNELS, Kernel, Prepared, Stored
+from autocompress.kernels.paging import page_out
 from autocompress.kernels.table import table_of
 from autocompress.kernels.timing import seconds_of
 from autocompress.methods.schemes import Plan, plan
@@ -120,6 +121,8 @@ class Runner:
         if slot not in self._prepared:
             shape, scheme, dtype, device = self._layer
             self._prepared[slot] = kernel.prepare(tensors, scheme, shape, dtype, device)
+            if kernel.extra_bytes(self._prepared[slot]):
+                page_out(tensors.values())  # the kernel reads its own form from now on
         return self._prepared[slot]
 
 
