@@ -201,11 +201,11 @@ class Bank:
         key = (name, scheme, dtype)
         matrix = self._dense.get(key)
         if matrix is None:
-            # Few bytes go to a GPU, and are decoded there.
-            packed = self.packed(name, scheme).to(self._weights[name].device)
+            device = self._weights[name].device
+            packed = self.packed(name, scheme).to(device)  # few bytes go to a GPU, decoded there
             # Straight to `dtype`, as a loaded checkpoint decodes: through the base dtype it would
             # be rounded once more, and a reload would not compute what was measured.
-            matrix = decode(packed.tensors, packed.scheme, packed.shape, dtype)
+            matrix = decode(packed.tensors, packed.scheme, packed.shape, dtype).to(device)
             self._dense.put(key, matrix)
         return matrix
 

@@ -16,6 +16,12 @@ Kind = Literal["linear", "conv1d", "embedding"]
 """How the module stores its weight: `linear` (out, in); `conv1d` (in, out), as GPT-2 does;
 `embedding` (rows, width)."""
 
+Among = Literal["blocks", "experts"]
+"""What layers that share belong to; by its number in their names they differ."""
+
+BLOCKS: Among = "blocks"
+EXPERTS: Among = "experts"
+
 DTYPE_BYTES: dict[str, int] = {
     "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2,
     "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
@@ -49,7 +55,8 @@ class ExpertOf:
 class Place:
     """A layer's name around its first number: `before` and `after` it.
 
-    Layers whose places differ in the number alone do the same in other blocks of one stack.
+    Layers whose places differ in the number alone do the same in other blocks of one stack. Of an
+    expert there is a place around the last number too, which is that of the expert.
     """
 
     before: str
@@ -65,8 +72,15 @@ class Place:
             return None
         return cls(".".join(parts[:first]), int(parts[first]), ".".join(parts[first + 1 :]))
 
+    @classmethod
+    def of_expert(cls, name: str) -> Place | None:
+        """The place among the experts of a block: around the last part; None if it says none."""
+        stack, _, number = name.rpartition(".")
+        block = cls.of(stack)
+        return cls(stack, int(number), "") if number.isdecimal() and block is not None else None
+
     def at(self, number: int) -> str:
-        """The name of the layer that stands there in block `number`."""
+        """The name of the layer that stands there in block, or is of expert, `number`."""
         return ".".join(part for part in (self.before, str(number), self.after) if part)
 
 

@@ -90,7 +90,8 @@ class PackedModule(StoredTensors):
         """Decode the (out_features, in_features) matrix in the compute dtype."""
         layer = self.packed_layer
         with torch.no_grad():
-            return decode(self.stored(), layer.scheme, layer.shape, self.compute.dtype)
+            matrix = decode(self.stored(), layer.scheme, layer.shape, self.compute.dtype)
+        return matrix.to(self.compute.device)  # where nothing is stored it says no device
 
     def decoded_weight(self) -> Tensor:
         """Decode the weight as the base module stores it."""
@@ -186,7 +187,7 @@ class PackedEmbedding(PackedModule, nn.Embedding):  # type: ignore[misc]  # as a
             raise IndexError(f"Token ids must be in 0..{layer.shape[0] - 1}.")
         with torch.no_grad():
             table = decode_rows(self.stored(), layer.scheme, layer.shape, rows, self.compute.dtype)
-        return table[position]
+        return table.to(position.device)[position]
 
 
 _PACKED: Mapping[type[nn.Module], type[PackedModule]] = {

@@ -226,7 +226,7 @@ def in_basis(tensors: Stored, matrix: Matrix) -> Tensor:
     scheme = matrix.plan.scheme
     if matrix.plan.transform is not None:
         scheme = type(scheme)(scheme.stages[1:])
-    return decode(tensors, plan(scheme).scheme, matrix.shape, matrix.dtype)
+    return decode(tensors, plan(scheme).scheme, matrix.shape, matrix.dtype).to(matrix.device)
 
 
 for _kernel in (Tiles(), Reference(), Dense()):

@@ -11,6 +11,7 @@ from autocompress.methods import (  # noqa: F401
     basis_sharing,
     binary,
     cast,
+    drop,
     eora,
     fp8,
     gptq,
@@ -20,6 +21,7 @@ from autocompress.methods import (  # noqa: F401
     kmeans,
     lq_lora,
     magnitude,
+    merged,
     mxfp4,
     nf4,
     nvfp4,
@@ -63,6 +65,7 @@ from autocompress.methods.problem import LayerProblem, LayerStatistics
 from autocompress.methods.schemes import (
     canonical,
     check,
+    drops,
     is_shared,
     needs,
     own_tensors,
@@ -71,7 +74,7 @@ from autocompress.methods.schemes import (
     shares,
     sharing_layers,
 )
-from autocompress.methods.sharing import Sharing, written_blocks
+from autocompress.methods.sharing import Sharing, written_numbers
 from autocompress.methods.strongest import strongest
 from autocompress.methods.together import compress_together
 from autocompress.methods.tuning import Tunable, is_tunable
@@ -102,6 +105,7 @@ __all__ = [
     "compress_together",
     "decode",
     "decode_rows",
+    "drops",
     "footprint",
     "input_errors",
     "input_map",
@@ -114,5 +118,5 @@ __all__ = [
     "shares",
     "sharing_layers",
     "strongest",
-    "written_blocks",
+    "written_numbers",
 ]

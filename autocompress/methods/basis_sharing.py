@@ -16,7 +16,7 @@ from torch import Tensor
 from autocompress.methods.base import METHODS, Factorizer, Needs
 from autocompress.methods.low_rank import RankOptions, split
 from autocompress.methods.problem import LayerProblem
-from autocompress.methods.sharing import Sharing, read_blocks
+from autocompress.methods.sharing import Sharing, read_numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class BasisOptions(RankOptions):
 
     def __post_init__(self) -> None:
         RankOptions.__post_init__(self)
-        read_blocks(self.blocks)
+        read_numbers(self.blocks)
 
 
 class BasisSharing(Factorizer[BasisOptions], Sharing):

@@ -38,9 +38,11 @@ class Coding(ABC):
     Attributes:
         maskable: each entry has a code of its own and zero always has one, so that pruned weights
             stay exactly zero and may be left out of the file.
+        stores_codes: False if the shape alone says the matrix; then nothing is stored.
     """
 
     maskable: ClassVar[bool] = True
+    stores_codes: ClassVar[bool] = True
 
     @property
     @abstractmethod

@@ -225,7 +225,7 @@ def footprint(layer: LayerSpec, scheme: Scheme) -> Footprint:
         for prefix, shape in ready.matrices(whole).items()
         for name, layout in ready.storage(shape).layout(layer.dtype).items()
     }
-    macs = layer.macs_per_token
+    macs = layer.macs_per_token if tensors else 0
     if ready.rank is not None:
         lookup = ready.rank * whole[1] if layer.kind == "embedding" else 0
         macs = macs * ready.rank * sum(whole) // (whole[0] * whole[1]) + lookup

@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 from typing import Any, Generic, TypeVar
 
 from autocompress.core.errors import SchemeError
-from autocompress.core.layer import LayerSpec
+from autocompress.core.layer import BLOCKS, Among, LayerSpec
 from autocompress.core.scheme import Scheme, Stage
 from autocompress.methods.base import (
     METHODS,
@@ -23,7 +23,7 @@ from autocompress.methods.base import (
     Transform,
 )
 from autocompress.methods.coding import Coding
-from autocompress.methods.sharing import Sharing, Tie, names_of, read_blocks
+from autocompress.methods.sharing import Sharing, Tie, names_of, read_numbers
 from autocompress.methods.storage import RESIDUAL, MatrixStorage
 
 MethodT = TypeVar("MethodT", bound=Method[Any])
@@ -65,9 +65,16 @@ class Plan:
         return next((step for step in self.steps if isinstance(step.method, Sharing)), None)
 
     @cached_property
-    def blocks(self) -> tuple[int, ...]:
-        """Numbers of the blocks whose layers share; none if they do not, or none is named yet."""
-        return () if self.sharing is None else read_blocks(self.sharing.options.blocks)
+    def among(self) -> Among:
+        """What layers that share belong to: blocks, or experts of one block."""
+        return BLOCKS if self.sharing is None else self.sharing.method.among
+
+    @cached_property
+    def numbers(self) -> tuple[int, ...]:
+        """Of the blocks, or experts, whose layers share; none if none do, or none is named yet."""
+        if self.sharing is None:
+            return ()
+        return read_numbers(getattr(self.sharing.options, self.among), self.among)
 
     def is_shared(self, tensor: str) -> bool:
         """Whether layers that share store the tensor of that name once."""
@@ -127,16 +134,22 @@ def shares(scheme: Scheme) -> bool:
     return plan(scheme).sharing is not None
 
 
+def drops(scheme: Scheme) -> bool:
+    """True if `scheme` leaves nothing of a layer."""
+    coding = plan(scheme).coding
+    return coding is not None and not coding.stores_codes
+
+
 def sharing_layers(name: str, scheme: Scheme) -> tuple[str, ...]:
     """Names of the layers that go through `scheme` with `name`, the one that stores for all first.
 
     `name` alone if the scheme does not share.
 
     Raises:
-        SchemeError: the scheme names other blocks than that of the layer.
+        SchemeError: the scheme names other blocks, or experts, than that of the layer.
     """
     ready = plan(scheme)
-    return (name,) if ready.sharing is None else names_of(name, ready.blocks)
+    return (name,) if ready.sharing is None else names_of(name, ready.numbers, ready.among)
 
 
 def is_shared(tensor: str, scheme: Scheme) -> bool:
@@ -234,6 +247,7 @@ def plan(scheme: Scheme) -> Plan:
     )
     _check_zeros(ready)
     _check_sharing(ready)
+    _check_alone(ready)
     return ready
 
 
@@ -252,6 +266,18 @@ def _check_sharing(ready: Plan) -> None:
         raise SchemeError(
             f"{names[StageKind.RESIDUAL]} takes weights away from the stages before it, so it "
             f"cannot follow {sharing}, which layers share (in {ready.scheme}). Take eora instead."
+        )
+
+
+def _check_alone(ready: Plan) -> None:
+    """A layer of which nothing is left has nothing for other stages to do."""
+    coding = ready.coding
+    if coding is not None and not coding.stores_codes and len(ready.steps) > 1:
+        stages = ready.scheme.stages
+        quantize = next(s for s in stages if METHODS[s.method].kind is StageKind.QUANTIZE)
+        raise SchemeError(
+            f"{quantize} leaves nothing of the layer, so it stands alone, but got {ready.scheme}. "
+            f"Write {quantize}, or leave it out."
         )
 
 

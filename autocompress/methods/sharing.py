@@ -2,29 +2,49 @@
 
 A scheme that shares has one stage with the option ``blocks``, ``0/1``: the numbers by which the
 names of the layers differ. ``basis_sharing(blocks=0/1,rank=96)`` on ``model.layers.1.mlp.up_proj``
-shares with ``model.layers.0.mlp.up_proj``, which as the first of them stores what they share.
+shares with ``model.layers.0.mlp.up_proj``, which as the first of them stores what they share. The
+option ``experts`` says the same of the experts of one block, by the last number in their names.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from autocompress.core.digest import digest
 from autocompress.core.errors import SchemeError
-from autocompress.core.layer import Place
+from autocompress.core.layer import BLOCKS, EXPERTS, Among, Place
 from autocompress.methods.base import Method, OptionsT, StageKind
-from autocompress.methods.problem import LayerProblem, LayerStatistics
+from autocompress.methods.problem import DAMPING, LayerProblem, LayerStatistics
 
-BLOCKS = "blocks"
+_PLACES = {BLOCKS: Place.of, EXPERTS: Place.of_expert}
+_WHO = {
+    BLOCKS: (
+        "differ in the number of the block",
+        "write `span: 2` into the choice of the search space, or name the block of the layer.",
+    ),
+    EXPERTS: (
+        "are of experts of one block and differ in their number",
+        "write `ties: {expert_groups: N}` into the search space, N below the number of experts, "
+        "or name the expert of the layer.",
+    ),
+}
+_SAID_BY = {BLOCKS: "whose `span` says it", EXPERTS: "whose `expert_groups` says it"}
 _BETWEEN = "/"
 
 
 class Sharing(ABC):
-    """What a method is besides its kind if several layers go through its stage together."""
+    """What a method is besides its kind if several layers go through its stage together.
+
+    Attributes:
+        among: what the layers belong to; the name of the option that says which.
+    """
+
+    among: ClassVar[Among] = BLOCKS
 
     @abstractmethod
     def is_shared(self, tensor: str) -> bool:
@@ -42,18 +62,24 @@ class Tie(Method[OptionsT], Sharing):
     ) -> tuple[Tensor, tuple[str, ...]]:
         """The matrix (o, d) float32 that stands for all, and notes."""
 
+    def statistics(self, problems: Sequence[LayerProblem]) -> LayerStatistics:
+        """What the stages after it compress that matrix with."""
+        return pooled_statistics(problems)
+
     def is_shared(self, tensor: str) -> bool:  # noqa: ARG002 - every tensor is
         """See `Sharing.is_shared`."""
         return True
 
 
-def written_blocks(numbers: Sequence[int]) -> str:
-    """The value of ``blocks`` that means these numbers."""
+def written_numbers(numbers: Sequence[int]) -> str:
+    """The value of ``blocks`` or ``experts`` that means these numbers."""
     return _BETWEEN.join(map(str, numbers))
 
 
-def read_blocks(text: str) -> tuple[int, ...]:
-    """The numbers that a value of ``blocks`` means; none for the empty one, which a space fills.
+def read_numbers(text: str, among: Among = BLOCKS) -> tuple[int, ...]:
+    """The numbers that a value of the option `among` means; none for the empty one.
+
+    A search space fills that in.
 
     Raises:
         SchemeError: it is not two or more rising numbers.
@@ -64,40 +90,39 @@ def read_blocks(text: str) -> tuple[int, ...]:
     numbers = tuple(int(part) for part in parts if part.isdecimal())
     if len(numbers) < max(2, len(parts)) or list(numbers) != sorted(set(numbers)):
         raise SchemeError(
-            f"{BLOCKS} must be two or more rising numbers with {_BETWEEN} between them, but got "
-            f"{text!r}. Write 0/1, or leave it out in a search space, whose `span` says it."
+            f"{among} must be two or more rising numbers with {_BETWEEN} between them, but got "
+            f"{text!r}. Write 0/1, or leave it out in a search space, {_SAID_BY[among]}."
         )
-    if text != written_blocks(numbers):
+    if text != written_numbers(numbers):
         raise SchemeError(
-            f"{BLOCKS} must be plain numbers, but got {text!r}. Write {written_blocks(numbers)}."
+            f"{among} must be plain numbers, but got {text!r}. Write {written_numbers(numbers)}."
         )
     return numbers
 
 
-def names_of(name: str, blocks: Sequence[int]) -> tuple[str, ...]:
-    """Names of the layers that share with `name`, itself among them.
+def names_of(name: str, numbers: Sequence[int], among: Among = BLOCKS) -> tuple[str, ...]:
+    """Names of the layers of these blocks, or experts, that share with `name`, itself among them.
 
     Raises:
         SchemeError: it is none of them.
     """
-    place = Place.of(name)
-    if place is None or place.number not in blocks:
-        written = written_blocks(blocks)
-        got = f"{BLOCKS}={written}" if blocks else "none"
+    place = _PLACES[among](name)
+    if place is None or place.number not in numbers:
+        differ, next_step = _WHO[among]
+        got = f"{among}={written_numbers(numbers)}" if numbers else "none"
         raise SchemeError(
-            f"Layers that share are those whose names differ in the number of the block, and "
-            f"{name} must be one of them, but got {got}. Next step: write `span: 2` into the "
-            "choice of the search space, or name the block of the layer."
+            f"Layers that share are those whose names {differ}, and {name} must be one of them, "
+            f"but got {got}. Next step: {next_step}"
         )
-    return tuple(place.at(number) for number in blocks)
+    return tuple(place.at(number) for number in numbers)
 
 
-def pooled(problems: Sequence[LayerProblem], blocks: Sequence[int]) -> LayerProblem:
+def pooled(problems: Sequence[LayerProblem], numbers: Sequence[int]) -> LayerProblem:
     """All the layers as one: weights (n o, d) stacked, H of all their inputs together.
 
     It is kept by the first problem, so that options share its decompositions.
     """
-    key = "pooled", *blocks, *(problem.statistics.digest for problem in problems)
+    key = "pooled", *numbers, *(problem.statistics.digest for problem in problems)
     return problems[0].derived(key, lambda: _pooled(problems))
 
 
@@ -114,3 +139,23 @@ def pooled_statistics(problems: Sequence[LayerProblem]) -> LayerStatistics:
         return LayerStatistics.none()
     together = torch.stack(hessians).sum(0) / n_tokens
     return LayerStatistics(together, n_tokens, digest([p.statistics.digest for p in problems]))
+
+
+def nearest_mean(problems: Sequence[LayerProblem], counts: Sequence[float]) -> Tensor:
+    """The matrix nearest to the layers in their outputs, each counted so often.
+
+    ``(sum_i W_i G_i) (sum_i G_i)^-1``, ``G_i = n_i H_i`` damped by its own mean diagonal; every
+    problem has statistics.
+    """
+    total = torch.zeros(1, dtype=torch.float64, device=problems[0].weight.device)
+    crossed = total
+    for problem, count in zip(problems, counts, strict=True):
+        assert problem.hessian is not None  # callers have checked
+        hessian = problem.hessian.double()
+        ridge = DAMPING * float(hessian.diagonal().mean()) or 1.0
+        identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+        damped = count * (hessian + ridge * identity)
+        total = total + damped
+        crossed = crossed + problem.weight.double() @ damped
+    mean: Tensor = torch.linalg.solve(total, crossed, left=False)
+    return mean.float()

@@ -51,6 +51,8 @@ class MatrixStorage:
         if self.coding is None:
             layout[_VALUES] = TensorLayout(self.shape if n is None else (n,), dtype)
             return layout
+        if not self.coding.stores_codes:
+            return {}
         layout[_PACKED] = TensorLayout((self.coding.code_bytes(self.shape, n),), "uint8")
         return layout | self.coding.parameters(self.shape)
 
@@ -88,6 +90,8 @@ class MatrixStorage:
         if not isinstance(content, Quantized):
             return {**tensors, _VALUES: entries.clone(memory_format=torch.contiguous_format)}
         assert self.coding is not None  # only quantizers make codes
+        if not self.coding.stores_codes:
+            return {}
         return {**tensors, _PACKED: self.coding.pack(entries), **content.parameters}
 
     def decode(self, tensors: Stored, prefix: str = "") -> Tensor:
@@ -104,6 +108,8 @@ class MatrixStorage:
         A code where the mask is False means nothing.
         """
         assert self.coding is not None  # callers have checked
+        if not self.coding.stores_codes:
+            return torch.empty(0, dtype=torch.uint8), None
         mask = self._mask(tensors, prefix)
         n = None if mask is None else self.n_kept
         codes = self.coding.unpack(tensors[f"{prefix}{_PACKED}"], self.shape, n)
@@ -115,7 +121,9 @@ class MatrixStorage:
             return self.decode(tensors, prefix)[rows]
         if self.coding is None:
             return tensors[f"{prefix}{_VALUES}"][rows]
-        codes = self.coding.unpack_rows(tensors[f"{prefix}{_PACKED}"], self.shape, rows)
+        codes = torch.empty(0, dtype=torch.uint8)
+        if self.coding.stores_codes:
+            codes = self.coding.unpack_rows(tensors[f"{prefix}{_PACKED}"], self.shape, rows)
         return self.coding.values(codes, self.parameters(tensors, prefix), self.shape, rows)
 
     def parameters(self, tensors: Stored, prefix: str = "") -> dict[str, Tensor]:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from autocompress.core.errors import SchemeError, nearest
 from autocompress.methods.base import METHODS, Needs
-from autocompress.methods.problem import DAMPING, LayerProblem
-from autocompress.methods.sharing import Tie, read_blocks
+from autocompress.methods.problem import LayerProblem
+from autocompress.methods.sharing import Tie, nearest_mean, read_numbers
 
 _KINDS = ("mean", "first")
 
@@ -41,7 +41,7 @@ class TiedOptions:
             raise SchemeError(
                 f"to must be mean or first, but got {self.to!r}. {nearest(self.to, _KINDS)}"
             )
-        read_blocks(self.blocks)
+        read_numbers(self.blocks)
 
 
 class Tied(Tie[TiedOptions]):
@@ -64,24 +64,7 @@ class Tied(Tie[TiedOptions]):
         if any(problem.hessian is None for problem in problems):
             mean = torch.stack([problem.weight for problem in problems]).mean(0)
             return mean, ("tied used the plain mean: a layer has no calibration statistics",)
-        return _weighted_mean(problems), ()
-
-
-def _weighted_mean(problems: Sequence[LayerProblem]) -> Tensor:
-    """``(sum_i W_i G_i) (sum_i G_i)^-1``, ``G_i = H_i`` damped by its own mean diagonal."""
-    total = torch.zeros(1, dtype=torch.float64, device=problems[0].weight.device)
-    crossed = total
-    for problem in problems:
-        assert problem.hessian is not None  # the caller has checked
-        hessian = problem.hessian.double()
-        ridge = DAMPING * float(hessian.diagonal().mean()) or 1.0
-        damped = hessian + ridge * torch.eye(
-            len(hessian), dtype=hessian.dtype, device=hessian.device
-        )
-        total = total + damped
-        crossed = crossed + problem.weight.double() @ damped
-    mean: Tensor = torch.linalg.solve(total, crossed, left=False)
-    return mean.float()
+        return nearest_mean(problems, [1.0] * len(problems)), ()
 
 
 METHODS.add("tied", Tied())

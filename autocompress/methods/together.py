@@ -27,7 +27,7 @@ from autocompress.methods.compress import (
 )
 from autocompress.methods.problem import LayerProblem, LayerStatistics
 from autocompress.methods.schemes import Plan, Step, plan
-from autocompress.methods.sharing import Tie, pooled, pooled_statistics
+from autocompress.methods.sharing import Tie, pooled
 from autocompress.methods.storage import RESIDUAL
 
 
@@ -41,8 +41,9 @@ def compress_together(
     """Compress layers that share by the scheme that all of them have; see `compress`.
 
     Args:
-        weights: (o, d) each, equal in shape and dtype, in the order of the scheme's blocks.
-        scheme: names as many blocks; need not be canonical.
+        weights: (o, d) each, equal in shape and dtype, in the order of the blocks or
+            experts of the scheme.
+        scheme: names as many; need not be canonical.
         statistics: of the layers' inputs.
         problems: of these very weights and statistics, if the caller has them already.
 
@@ -63,12 +64,12 @@ def compress_together(
 
 
 def _require_alike(ready: Plan, weights: Sequence[Tensor]) -> None:
-    n_blocks = len(ready.blocks)
+    n_layers = len(ready.numbers)
     kinds = {(tuple(weight.shape), weight.dtype) for weight in weights}
-    if n_blocks < 2 or len(weights) != n_blocks or len(kinds) > 1:
+    if n_layers < 2 or len(weights) != n_layers or len(kinds) > 1:
         raise SchemeError(
-            "Layers that share are as many as the blocks of their scheme, at least two, and of one "
-            f"shape and dtype, but got {len(weights)} layers of {len(kinds)} kinds for "
+            f"Layers that share are as many as the {ready.among} of their scheme, at least two, "
+            f"and of one shape and dtype, but got {len(weights)} layers of {len(kinds)} kinds for "
             f"{ready.scheme}."
         )
 
@@ -85,7 +86,7 @@ def _tied(
 ) -> list[Found]:
     """One matrix, compressed with the inputs of all the layers."""
     target, notes = step.method.target(problems, step.options)
-    problem = LayerProblem(target, pooled_statistics(problems))
+    problem = LayerProblem(target, step.method.statistics(problems))
     tensors, more = compress_main(problem, ready, target, dtype)
     return [(tensors, (*notes, *more)) for _ in problems]
 
@@ -95,7 +96,7 @@ def _shared_factors(
 ) -> list[Found]:
     """One B of all the layers, compressed with the inputs of all; A of each, fitted to it."""
     assert ready.factorize is not None  # callers have checked
-    step, together = ready.factorize, pooled(problems, ready.blocks)
+    step, together = ready.factorize, pooled(problems, ready.numbers)
     outer, inner, notes = step.method.factorize(together, step.options)
     problem_b = LayerProblem(inner, together.statistics)
     shared, notes_b = compress_matrix(problem_b, ready, inner, dtype)

@@ -34,7 +34,7 @@ _ROLES: tuple[tuple[Role, re.Pattern[str]], ...] = tuple(
         ("gate_up", r"gate_up_proj"),
         ("gate", r"gate_proj|wi_0"),
         ("up", r"up_proj|fc1|lin1|wi|wi_1|c_fc|intermediate\.dense|dense_h_to_4h"),
-        ("router", r"(?:mlp|moe|feed_forward)\.gate|router(?:\.\w+)?|shared_expert_gate"),
+        ("router", r"(?:mlp|moe|feed_forward)\.gate(?:\.wg)?|router(?:\.\w+)?|shared_expert_gate"),
         ("down", r"down_proj|fc2|lin2|wo|mlp\.c_proj|output\.dense|dense_4h_to_h"),
     )
 )

@@ -183,7 +183,7 @@ def _damages(
     def exact(scheme: Scheme) -> float:
         packed = bank.packed(layer.name, scheme).to(weight.device)
         # in float32, as search-time forwards decode; a 16-bit base would round once more
-        dense = decode(packed.tensors, packed.scheme, packed.shape, torch.float32)
+        dense = decode(packed.tensors, packed.scheme, packed.shape, torch.float32).to(weight.device)
         damage = predicted_damage(weight, dense, found)
         return _finite(damage + _of_inputs(dense, packed, found), layer, scheme)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import takewhile
 from types import MappingProxyType
 
 from autocompress.core.errors import SpaceError, nearest
-from autocompress.core.layer import LayerSpec, Place
+from autocompress.core.layer import BLOCKS, Among, LayerSpec, Place
 from autocompress.spaces.catalog import SpaceFile
 from autocompress.spaces.schema import ChoiceSpec, Ties
 
@@ -24,6 +24,7 @@ _TIES: Mapping[str, tuple[str, str]] = {
 """Role to the switch in the file and the roles that it ties."""
 
 _EXPERTS = ("expert_groups", "experts of one part")
+_WHOLE = ("whole_experts", "all layers of an expert")
 _OFF = {"expert_groups": "0"}
 
 _TieKey = tuple[str, ...]
@@ -36,10 +37,12 @@ class TiedLayers:
     Attributes:
         choice: index in the file of the choice that they belong to.
         layers: in execution order.
+        n_before: if they are layers of experts, experts of their block in parts before theirs.
     """
 
     choice: int
     layers: tuple[LayerSpec, ...]
+    n_before: int = 0
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -47,6 +50,14 @@ class TiedLayers:
         places = [layer.place for layer in self.layers]
         numbers = sorted({place.number for place in places if place is not None})
         return tuple(numbers) if len(numbers) > 1 else ()
+
+    def sharing(self, layer: LayerSpec, among: Among) -> tuple[int, ...]:
+        """Numbers of the blocks, or experts, whose layers may share with `layer`; none if none."""
+        if among == BLOCKS:
+            return self.numbers
+        stack = _stack_of(layer)
+        experts = [x.expert.index for x in self.layers if x.expert and _stack_of(x) == stack]
+        return tuple(sorted(experts)) if len(experts) > 1 else ()
 
     @property
     def name(self) -> str:
@@ -94,9 +105,11 @@ def match(
     tied: dict[_TieKey, list[LayerSpec]] = {}
     for layer in layers:
         if layer.name in owners:
-            key = parts.get(layer.name) or _tie_key(layer, ties)
+            part = parts.get(layer.name)
+            key = _tie_key(layer, ties) if part is None else part.key
             tied.setdefault(key, []).append(layer)
     sets = [_one_owner(members, owners, file) for members in tied.values()]
+    sets = [replace(s, n_before=_n_before(s, parts)) for s in sets]
     order = {layer.name: index for index, layer in enumerate(layers)}
     return tuple(sorted(_spanned(sets, file), key=lambda found: order[found.layers[0].name]))
 
@@ -111,8 +124,9 @@ def _spanned(sets: Sequence[TiedLayers], file: SpaceFile) -> Iterator[TiedLayers
         choice = run[0].choice
         span = file.spec.choices[choice].span
         for start in range(0, len(run), span):
-            layers = tuple(x for tied in run[start : start + span] for x in tied.layers)
-            yield TiedLayers(choice, layers)
+            joined = run[start : start + span]
+            layers = tuple(x for tied in joined for x in tied.layers)
+            yield TiedLayers(choice, layers, min(tied.n_before for tied in joined))
 
 
 def _span_key(tied: TiedLayers) -> object:
@@ -143,7 +157,17 @@ def _selects(choice: ChoiceSpec, layer: LayerSpec, layers: Sequence[LayerSpec]) 
         return False
     if choice.layers is not None and not any(_matches(p, layer) for p in choice.layers):
         return False
+    if layer.role == "router" and not _names_routers(choice, layer, layers):
+        return False
     return choice.blocks is None or layer.block in set(_blocks(choice.blocks, layers))
+
+
+def _names_routers(choice: ChoiceSpec, layer: LayerSpec, layers: Sequence[LayerSpec]) -> bool:
+    """Whether the choice means routers, not merely all that is there: few bytes, much damage."""
+    if choice.roles is not None:
+        return True
+    patterns = [p for p in choice.layers or () if _matches(p, layer)]
+    return any(all(x.role == "router" for x in layers if _matches(p, x)) for p in patterns)
 
 
 def _matches(pattern: str, layer: LayerSpec) -> bool:
@@ -240,22 +264,42 @@ def _tie_key(layer: LayerSpec, ties: Ties) -> _TieKey:
     return (roles, str(layer.block), layer.input_name or "")
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What the part of an expert is known by, equal for tied layers, and experts before it."""
+
+    key: _TieKey
+    n_before: int
+
+
 def _expert_parts(
     layers: Sequence[LayerSpec], ties: Ties, routed: Mapping[str, int]
-) -> dict[str, _TieKey]:
-    """For each layer of an expert what its part is known by: equal for those that are tied."""
-    if ties.expert_groups == 0:
-        return {}
+) -> dict[str, _Part]:
+    """The part that each layer of an expert is in."""
     stacks: dict[str, list[LayerSpec]] = {}
     for layer in layers:
         if layer.expert is not None:
-            stacks.setdefault(layer.name.rpartition(".")[0], []).append(layer)
-    parts: dict[str, _TieKey] = {}
+            stacks.setdefault(_stack_of(layer), []).append(layer)
+    parts: dict[str, _Part] = {}
     for name, stack in stacks.items():
         stack.sort(key=lambda layer: -routed.get(layer.name, 0))  # stable
-        for place, layer in enumerate(stack):
-            parts[layer.name] = ("experts", name, str(place * ties.expert_groups // len(stack)))
+        n_parts = ties.expert_groups or len(stack)
+        holder = name.rpartition(".")[0] if ties.whole_experts else name
+        numbers = [place * n_parts // len(stack) for place in range(len(stack))]
+        for layer, number in zip(stack, numbers, strict=True):
+            key = ("experts", holder, str(number))
+            parts[layer.name] = _Part(key, numbers.index(number))
     return parts
+
+
+def _stack_of(layer: LayerSpec) -> str:
+    """What the layers of one role of a block's experts have in common."""
+    return layer.name.rpartition(".")[0]
+
+
+def _n_before(tied: TiedLayers, parts: Mapping[str, _Part]) -> int:
+    part = parts.get(tied.layers[0].name)
+    return 0 if part is None else part.n_before
 
 
 def _one_owner(
@@ -265,6 +309,8 @@ def _one_owner(
     for layer in members[1:]:
         if owners[layer.name] != owners[first.name]:
             switch, roles = _TIES.get(layer.role, _EXPERTS)
+            if layer.expert is not None:
+                switch, roles = _EXPERTS if layer.role == first.role else _WHOLE
             where = [file.source.at(("choices", owners[m.name])) for m in (first, layer)]
             raise SpaceError(
                 f"{where[1]}: ties.{switch} says that {roles} of a block take one option, but "

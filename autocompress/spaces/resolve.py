@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from autocompress.core.errors import SchemeError, SpaceError, UsageError, nearest
-from autocompress.core.layer import LayerSpec
+from autocompress.core.layer import BLOCKS, EXPERTS, Among, ExpertOf, LayerSpec
 from autocompress.core.scheme import OptionValue, Scheme, Stage
 from autocompress.methods import (
     METHODS,
@@ -16,12 +16,14 @@ from autocompress.methods import (
     StageKind,
     canonical,
     check,
+    drops,
     footprint,
-    written_blocks,
+    written_numbers,
 )
 from autocompress.spaces.catalog import SpaceFile
 from autocompress.spaces.expand import WrittenOption, expand
 from autocompress.spaces.match import TiedLayers, match
+from autocompress.spaces.schema import Ties
 from autocompress.spaces.space import Choice, Option, SearchSpace
 
 _LOG = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ def resolve(
             _check_span(option, choice.span)
     resolver = _Resolver()
     tied = match(file, layers, routed)
+    _check_experts(file, tied, written)
     choices = tuple(resolver.choice(members, written[members.choice]) for members in tied)
     if not choices:
         raise SpaceError(
@@ -97,11 +100,13 @@ class _Resolver:
     def choice(self, tied: TiedLayers, written: Sequence[WrittenOption]) -> Choice:
         options: dict[tuple[Scheme, ...], Option] = {}
         for option in written:
-            fitted = [self._fit(option, layer, tied.numbers) for layer in tied.layers]
+            fitted = [self._fit(option, layer, tied) for layer in tied.layers]
             useful = [f for f in fitted if f is not None]
             if len(useful) < len(fitted):
                 self.n_dropped += 1
-                _LOG.debug("%s: %s has no useful rank; dropped", tied.name, option.label)
+                _LOG.debug(
+                    "%s: %s has no useful rank, or none to share with", tied.name, option.label
+                )
                 continue
             schemes = tuple(f.scheme for f in useful)
             if schemes in options:
@@ -115,7 +120,8 @@ class _Resolver:
                 f"{written[0].where}: a choice must leave at least one option, but every rank is "
                 f"below 1 or at or above break-even for {tied.name!r} "
                 f"({tied.layers[0].out_features} x {tied.layers[0].in_features}), or it has no "
-                "other block to share with. Add the option base, or another ratio."
+                "other block or expert to share with, or it must leave enough experts. Add the "
+                "option base, or another ratio."
             )
         return Choice(
             name=tied.name,
@@ -124,11 +130,13 @@ class _Resolver:
             base_bytes=sum(layer.base_bytes for layer in tied.layers),
         )
 
-    def _fit(
-        self, option: WrittenOption, layer: LayerSpec, numbers: tuple[int, ...]
-    ) -> _Fitted | None:
-        """On one layer; `numbers` are those of the blocks that a choice with a span joins."""
-        if any(map(_is_sharing, option.scheme.stages)):
+    def _fit(self, option: WrittenOption, layer: LayerSpec, tied: TiedLayers) -> _Fitted | None:
+        """On one of the tied layers; None if it cannot take the option."""
+        if layer.expert is not None and _drops(option) and not _may_drop(tied):
+            return None
+        among = _sharing_among(option)
+        if among is not None:
+            numbers = tied.sharing(layer, among)
             return _fit(option, layer, numbers) if numbers else None
         key = option, replace(layer, name="", block=None, input_name=None, aliases=())
         if key not in self._fitted:
@@ -150,13 +158,13 @@ def _fit(option: WrittenOption, layer: LayerSpec, numbers: tuple[int, ...]) -> _
 
 
 def _with_ranks(option: WrittenOption, layer: LayerSpec, numbers: tuple[int, ...]) -> Scheme | None:
-    """The scheme with ranks for ratios, and the blocks that share."""
+    """The scheme with ranks for ratios, and the blocks, or experts, that share."""
     stages: list[Stage] = []
     for written in option.scheme.stages:
         stage, n_layers = written, 1
         if _is_sharing(written):
-            blocks = written_blocks(numbers)
-            stage, n_layers = _with_options(written, {"blocks": blocks}), len(numbers)
+            names: dict[str, OptionValue] = {_among(written): written_numbers(numbers)}
+            stage, n_layers = _with_options(written, names), len(numbers)
         ratio = _ratio(stage)
         if ratio is not None:
             rank = rank_for(ratio, layer, n_layers)
@@ -169,6 +177,26 @@ def _with_ranks(option: WrittenOption, layer: LayerSpec, numbers: tuple[int, ...
 
 def _is_sharing(stage: Stage) -> bool:
     return isinstance(METHODS[stage.method], Sharing)
+
+
+def _among(stage: Stage) -> Among:
+    """What the layers belong to that a stage is shared by."""
+    method = METHODS[stage.method]
+    assert isinstance(method, Sharing)  # callers have checked
+    return method.among
+
+
+def _sharing_among(option: WrittenOption) -> Among | None:
+    return next((_among(stage) for stage in option.scheme.stages if _is_sharing(stage)), None)
+
+
+def _drops(option: WrittenOption) -> bool:
+    return any(drops(Scheme((stage,))) for stage in option.scheme.stages if _ratio(stage) is None)
+
+
+def _may_drop(tied: TiedLayers) -> bool:
+    """Whether the parts before, whose experts are used more, leave each token enough of them."""
+    return tied.n_before >= _expert(tied).per_token
 
 
 def _ratio(stage: Stage) -> float | None:
@@ -212,17 +240,60 @@ def _check_key(option: WrittenOption, stage: Stage, kind: StageKind, key: str | 
 def _check_span(option: WrittenOption, span: int) -> None:
     """Layers share within a choice that spans blocks, and the choice says which."""
     for stage in filter(_is_sharing, option.scheme.stages):
-        if span < 2:
+        among = _among(stage)
+        if among == BLOCKS and span < 2:
             raise SpaceError(
                 f"{option.where}: {stage.method!r} shares between layers of adjacent blocks, so "
                 f"its choice must span at least two blocks, but got span {span}. Write `span: 2` "
                 "into the choice."
             )
-        if "blocks" in dict(stage.options):
+        if among in dict(stage.options):
+            by = "the span of the choice" if among == BLOCKS else "ties.expert_groups"
             raise SpaceError(
-                f"{option.where}: the span of the choice says which blocks share, but "
-                f"{stage.method!r} also got blocks. Leave blocks out."
+                f"{option.where}: {by} says which {among} share, but {stage.method!r} also got "
+                f"{among}. Leave {among} out."
             )
+
+
+def _check_experts(
+    file: SpaceFile, tied: Sequence[TiedLayers], written: Sequence[Sequence[WrittenOption]]
+) -> None:
+    """An expert is dropped as a whole and where others are left; experts of one part are merged."""
+    ties = file.spec.ties
+    for choice, options in enumerate(written):
+        sets = [t for t in tied if t.choice == choice and t.layers[0].expert is not None]
+        dropping = next(filter(_drops, options), None)
+        if sets and dropping is not None:
+            _check_dropping(dropping, sets, ties)
+        merging = next((o for o in options if _sharing_among(o) == EXPERTS), None)
+        if sets and merging is not None and ties.expert_groups == 0:
+            raise SpaceError(
+                f"{merging.where}: experts of one part are merged, but ties.expert_groups is 0: "
+                "every expert is a part by itself. Write `ties: {expert_groups: N}`, N below the "
+                f"number of experts, which is {_expert(sets[0]).n_experts}."
+            )
+
+
+def _check_dropping(option: WrittenOption, sets: Sequence[TiedLayers], ties: Ties) -> None:
+    if not ties.whole_experts:
+        raise SpaceError(
+            f"{option.where}: an expert is dropped with all of its layers, but ties.whole_experts "
+            "is false. Write `ties: {whole_experts: true}`."
+        )
+    if not any(map(_may_drop, sets)):
+        expert = _expert(sets[0])
+        raise SpaceError(
+            f"{option.where}: the parts before one that is dropped must hold the "
+            f"{expert.per_token} experts of each token, but ties.expert_groups is "
+            f"{ties.expert_groups} for {expert.n_experts} experts. Write "
+            f"`ties: {{expert_groups: {expert.n_experts}}}`, or leave the option out."
+        )
+
+
+def _expert(tied: TiedLayers) -> ExpertOf:
+    expert = tied.layers[0].expert
+    assert expert is not None  # callers have checked
+    return expert
 
 
 def _check_ratio(option: WrittenOption, stage: Stage, kind: StageKind) -> None:

@@ -41,6 +41,10 @@ class Ties(_Strict):
         description="Parts of equal size that the experts of a block are cut into; the layers of "
         "one role in a part take one option. 0: every expert for itself.",
     )
+    whole_experts: bool = Field(
+        False,
+        description="All layers of an expert take one option: gate_up, or up, and down.",
+    )
     experts_by: Literal["routing", "index"] = Field(
         "routing",
         description="What the experts are sorted by before they are cut: how many calibration "
@@ -128,7 +132,9 @@ class SpaceSpec(_Strict):
     schema_version: Literal[1]
     name: str = Field(min_length=1)
     description: str = Field(min_length=1, description="One line.")
-    ties: Ties = Ties(qkv=True, gate_up=True, expert_groups=1, experts_by="routing")
+    ties: Ties = Ties(
+        qkv=True, gate_up=True, expert_groups=1, whole_experts=False, experts_by="routing"
+    )
     choices: Annotated[list[ChoiceSpec], Field(min_length=1)] = Field(
         description="A layer belongs to the first choice that selects it."
     )

@@ -227,7 +227,7 @@ def computes_alike_on(examples: MethodExamples, device: str) -> None:
         layouts = [{n: _layout(t) for n, t in c.tensors.items()} for c in (here, there)]
         assert layouts[0] == layouts[1], f"{text} stores {layouts[1]} on {device}, not {layouts[0]}"
         places = {tensor.device.type for tensor in there.tensors.values()}
-        assert places == {device}, f"{text} leaves tensors on {places}"
+        assert places <= {device}, f"{text} leaves tensors on {places}"
         moved = there.to(torch.device("cpu"))
         dense, decoded = moved.to_dense().float(), there.to_dense().cpu().float()
         difference = float((dense - decoded).abs().max())

@@ -1,7 +1,8 @@
 """The contract of methods that layers share, as checks that any such method can be put through.
 
-As `autocompress.testing.method_contract`, on three layers of adjacent blocks at a time: the schemes
-of the examples name the blocks ``0/1/2``. A check raises `AssertionError`.
+As `autocompress.testing.method_contract`, on three layers at a time, of adjacent blocks or of the
+experts of one: the schemes of the examples name blocks, or experts, ``0/1/2``. A check raises
+`AssertionError`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from autocompress.core.errors import SchemeError
 from autocompress.core.footprint import TensorLayout
-from autocompress.core.layer import LayerSpec
+from autocompress.core.layer import BLOCKS, EXPERTS, Among, LayerSpec
 from autocompress.core.scheme import Scheme
 from autocompress.methods import (
     CompressedWeight,
@@ -29,15 +30,17 @@ from autocompress.methods import (
     footprint,
     own_tensors,
 )
+from autocompress.methods.schemes import plan
 from autocompress.testing.method_contract import MethodExamples, example_layer
 
-N_BLOCKS = 3
-_ALIKE = 0.8  # of the weights of a block is common to all
+N_LAYERS = 3
+_ALIKE = 0.8  # of the weights of a layer is common to all
+_NAMES: Mapping[Among, str] = {BLOCKS: "blocks.{}.layer", EXPERTS: "blocks.0.experts.layer.{}"}
 
 
 @dataclass(frozen=True, eq=False)
 class SharingLayers:
-    """Layers of adjacent blocks, with weights (o, d) and statistics."""
+    """Layers that may share, with weights (o, d) and statistics."""
 
     specs: tuple[LayerSpec, ...]
     weights: tuple[Tensor, ...]
@@ -52,19 +55,19 @@ class SharingLayers:
         return list(map(LayerProblem, self.weights, self.statistics))
 
 
-@lru_cache(maxsize=1)
-def sharing_layers_examples() -> tuple[SharingLayers, ...]:
+@lru_cache(maxsize=2)
+def sharing_layers_examples(among: Among = BLOCKS) -> tuple[SharingLayers, ...]:
     """Wide and tall, two dtypes, with and without statistics."""
-    wide, tall = _layers(40, 56, "float32"), _layers(60, 32, "bfloat16")
+    wide, tall = _layers(40, 56, "float32", among), _layers(60, 32, "bfloat16", among)
     without = tuple(LayerStatistics.none() for _ in wide.specs)
     return wide, tall, replace(wide, statistics=without)
 
 
-def _layers(o: int, d: int, dtype: str) -> SharingLayers:
+def _layers(o: int, d: int, dtype: str, among: Among) -> SharingLayers:
     example = example_layer(o, d, dtype)
     generator = torch.Generator().manual_seed(o + d)
     weights, statistics = [], []
-    for block in range(N_BLOCKS):
+    for number in range(N_LAYERS):
         own = torch.randn(o, d, generator=generator) * 0.05
         mixed = _ALIKE * example.weight.float() + (1 - _ALIKE) * own
         weights.append(mixed.to(example.weight.dtype))
@@ -73,8 +76,9 @@ def _layers(o: int, d: int, dtype: str) -> SharingLayers:
         assert hessian is not None
         scaled = hessian * gains[:, None] * gains
         tokens = example.statistics.n_tokens
-        statistics.append(LayerStatistics(scaled, tokens, f"sharing-{o}-{d}-{block}"))
-    specs = (replace(example.spec, name=f"blocks.{b}.layer", block=b) for b in range(N_BLOCKS))
+        statistics.append(LayerStatistics(scaled, tokens, f"sharing-{o}-{d}-{number}"))
+    names = (_NAMES[among].format(number) for number in range(N_LAYERS))
+    specs = (replace(example.spec, name=name) for name in names)
     return SharingLayers(tuple(specs), tuple(weights), tuple(statistics))
 
 
@@ -95,7 +99,7 @@ def input_is_unchanged(examples: MethodExamples) -> None:
 
 def repeats_bit_for_bit(examples: MethodExamples) -> None:
     """The same input gives the same tensors, whether or not decompositions are kept."""
-    kept = {layers: layers.problems() for layers in sharing_layers_examples()}
+    kept = {layers: layers.problems() for layers in _examples_for(examples)}
     for text, layers in _cases(examples):
         first = _compressed(layers, text)
         again = compress_together(
@@ -166,7 +170,7 @@ def more_bytes_never_lose_more(examples: MethodExamples) -> None:
     """Along the ladder bytes rise, and the loss of all layers together does not."""
     able = [
         layers
-        for layers in sharing_layers_examples()[:2]
+        for layers in _examples_for(examples)[:2]
         if all(_accepts(layers, text) for text in examples.ladder)
     ]
     assert able, f"the schemes {examples.ladder} must have example layers in common"
@@ -192,13 +196,13 @@ def more_bytes_never_lose_more(examples: MethodExamples) -> None:
 
 def refuses_by_name(examples: MethodExamples) -> None:
     """Bad options, and layers that the scheme does not name, are refused before anything runs."""
-    spec = sharing_layers_examples()[0].specs[0]
+    spec = _examples_for(examples)[0].specs[0]
     for name, text in examples.bad_options.items():
         for ask in (canonical, partial(check, spec)):
             message = _refusal(ask, text)
             assert name in message, f"{text} must be refused by {name}, but got {message!r}"
     for text in examples.schemes:
-        for name in ("blocks.7.layer", "head"):
+        for name in (_NAMES[_among(examples)].format(7), "head"):
             message = _refusal(partial(check, replace(spec, name=name)), text)
             assert name in message, f"{text} must be refused for {name}, but got {message!r}"
 
@@ -227,9 +231,17 @@ SHARING_CONTRACT: Mapping[str, Callable[[MethodExamples], None]] = {
 """Every check, by name."""
 
 
+def _among(examples: MethodExamples) -> Among:
+    return plan(Scheme.parse(examples.schemes[0])).among
+
+
+def _examples_for(examples: MethodExamples) -> tuple[SharingLayers, ...]:
+    return sharing_layers_examples(_among(examples))
+
+
 def _cases(examples: MethodExamples) -> Iterator[tuple[str, SharingLayers]]:
     for text in dict.fromkeys((*examples.schemes, *examples.ladder)):
-        accepting = [layers for layers in sharing_layers_examples() if _accepts(layers, text)]
+        accepting = [layers for layers in _examples_for(examples) if _accepts(layers, text)]
         assert accepting, f"{text} refuses all example layers"
         for layers in accepting:
             yield text, layers

@@ -118,6 +118,11 @@ EXAMPLES = {
             "recomputations": "obs_block(recomputations=65)",
         },
     ),
+    "drop": MethodExamples(
+        schemes=("drop",),
+        ladder=("drop", "rtn(bits=2)", "rtn(bits=4)"),
+        bad_options={"bits": "drop(bits=0)", "stands alone": "drop+eora(rank=2)"},
+    ),
     "svd": MethodExamples(
         schemes=("svd(rank=1)", "svd(rank=17)", "svd(rank=8)+wanda(sparsity=0.4)+rtn"),
         ladder=tuple(f"svd(rank={rank})" for rank in (1, 4, 9, 17)),

@@ -19,6 +19,17 @@ EXAMPLES = {
             "blocks": "basis_sharing(blocks=1/0)",
         },
     ),
+    "merged": MethodExamples(
+        schemes=(
+            "merged(experts=0/1/2)",
+            "merged(experts=0/1/2,to=busiest)+gptq(bits=4,group_size=16)+eora(rank=3,bits=8)",
+            "merged(experts=0/1/2)+svd_llm(rank=9)+rtn+eora(rank=2)+int_inputs",
+        ),
+        ladder=tuple(
+            f"merged(experts=0/1/2)+rtn(bits=6)+eora(rank={r})" for r in (1, 4, 9, 17, 30)
+        ),
+        bad_options={"to": "merged(experts=0/1,to=last)", "experts": "merged(experts=4/1)"},
+    ),
     "tied": MethodExamples(
         schemes=(
             "tied(blocks=0/1/2)",

@@ -29,7 +29,8 @@ def test_a_layer_of_a_usual_shape_takes_every_scheme(text):
 def test_every_method_is_measured():
     used = {stage.method for text in EVERY for stage in bench.scheme_for(text, (99, 99)).stages}
     one_by_one = {name for name in METHODS if not isinstance(METHODS[name], Sharing)}
-    assert one_by_one <= used
+    of_experts = {"drop"}  # a model of which no layer is left has no quality to measure
+    assert one_by_one - of_experts <= used
     assert len(EVERY) == len({canonical(bench.scheme_for(text, (384, 1536))) for text in EVERY})
 
 

@@ -44,6 +44,8 @@ def matrix_layout(
 ) -> Layout:
     n = shape[0] * shape[1]
     found: Layout = {}
+    if quantize is not None and quantize.method == "drop":
+        return found
     n_stored = n
 
     def size(count: int) -> int:

@@ -16,13 +16,13 @@ F32 = np.float32
 
 SCALINGS = ("awq", "smoothquant")
 KINDS = {
-    "share": ("tied",),
+    "share": ("tied", "merged"),
     "transform": (*SCALINGS, "hadamard"),
     "factorize": ("svd", "svd_llm", "asvd", "basis_sharing"),
     "sparsify": ("magnitude", "wanda", "sparsegpt", "obs_block"),
     "quantize": (
         "rtn", "gptq", "autoround", "quantease", "cast", "fp8", "mxfp4", "nvfp4", "nf4",
-        "binary", "ternary", "hqq", "kmeans", "product", "subgroup",
+        "binary", "ternary", "hqq", "kmeans", "product", "subgroup", "drop",
     ),
     "residual": ("eora", "lq_lora", "outlier_columns", "outlier_weights"),
     "inputs": ("int_inputs",),
@@ -87,17 +87,19 @@ def layer_tensors(name: str, scheme: str, tensors: Tensors) -> dict[str, np.ndar
 
 def lender(name: str, scheme: str) -> str:
     """The layer that stores what the layers share; the layer itself if it does not share."""
-    blocks = [s.options["blocks"] for s in read_scheme(scheme).values() if "blocks" in s.options]
     parts = name.split(".")
-    if blocks:
-        parts[next(i for i, part in enumerate(parts) if part.isdecimal())] = blocks[0].split("/")[0]
+    numbers = [i for i, part in enumerate(parts) if part.isdecimal()]
+    for stage in read_scheme(scheme).values():
+        for option, place in (("blocks", 0), ("experts", -1)):
+            if option in stage.options:
+                parts[numbers[place]] = stage.options[option].split("/")[0]
     return ".".join(parts)
 
 
 def is_shared(tensor: str, scheme: str) -> bool:
     """Whether the layers that share store that tensor once."""
     methods = {stage.method for stage in read_scheme(scheme).values()}
-    if "tied" in methods:
+    if methods & {"tied", "merged"}:
         return not tensor.startswith("r.")
     return "basis_sharing" in methods and tensor.startswith("b.")
 
@@ -141,6 +143,8 @@ def packed_bytes(n: int, bits: int) -> int:
 
 def read_matrix(tensors: Tensors, quantize: Stage | None, shape: Shape) -> np.ndarray:
     n = shape[0] * shape[1]
+    if quantize is not None and quantize.method == "drop":
+        return np.zeros(shape, dtype=F32)
     kept = np.ones(n, dtype=bool)
     if "mask" in tensors:
         kept = read_codes(tensors["mask"], 1, n).astype(bool)

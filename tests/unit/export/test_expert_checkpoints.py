@@ -9,8 +9,8 @@ import transformers as hf
 from autocompress.core import Allocation, Scheme
 from autocompress.export import load, write_packed
 from autocompress.export.dense import write_dense
-from autocompress.export.tensor_file import read_header, weight_files
-from autocompress.methods import LayerStatistics, compress
+from autocompress.export.tensor_file import read_header, stored_bytes, weight_files
+from autocompress.methods import LayerStatistics, compress, compress_together, footprint
 from autocompress.models import BaseModel, describe, overridden, weight_matrix
 from autocompress.models.experts import separate_experts
 
@@ -81,6 +81,68 @@ def test_a_dense_checkpoint_is_one_of_stock_transformers(base, weights, expected
     model = load_plainly(tmp_path / "out")
     assert type(model.model.layers[0].mlp.experts).__name__ == "Qwen2MoeExperts"
     torch.testing.assert_close(model(IDS).logits, expected)
+
+
+@pytest.fixture(scope="module")
+def fewer(base):
+    """Experts 0 and 2 merged, 3 dropped, 1 as it is."""
+    stack = "model.layers.0.mlp.experts"
+    found = {}
+    for part in ("gate_up_proj", "down_proj"):
+        names = [f"{stack}.{part}.{expert}" for expert in (0, 2, 3)]
+        merged, other, dropped = (weight_matrix(base.module, base.layout.layer(n)) for n in names)
+        scheme = Scheme.parse("merged(experts=0/2)+rtn(bits=4)+eora(rank=2)")
+        alike = compress_together([merged, other], scheme, [LayerStatistics.none()] * 2)
+        alone = compress(dropped, Scheme.parse("drop"), LayerStatistics.none())
+        found |= dict(zip(names, (*alike, alone), strict=True))
+    return found
+
+
+def computed(base, weights, ids=IDS):
+    dense = {name: weight.to_dense() for name, weight in weights.items()}
+    with overridden(base.module, base.layout, dense):
+        return base.module(ids).logits
+
+
+@pytest.mark.parametrize("kernels", ["reference", "dense"])
+def test_merged_and_dropped_experts_reload_to_the_last_bit_and_byte(base, fewer, tmp_path, kernels):
+    claimed = base.layout.base_bytes - sum(
+        base.layout.layer(n).base_bytes - footprint(base.layout.layer(n), w.scheme).storage_bytes
+        for n, w in fewer.items()
+    )
+    write_packed(base, fewer, tmp_path / "out", claim={"storage_bytes": claimed})
+    assert stored_bytes(tmp_path / "out") == claimed
+    names = {name for path in weight_files(tmp_path / "out") for name in read_header(path)}
+    stack = "model.layers.0.mlp.experts.down_proj"
+    assert {n.rpartition(f"{stack}.")[2] for n in names if n.startswith(stack)} == {
+        "0.packed", "0.scales", "0.r.a.values", "0.r.b.values", "1.weight", "2.r.a.values",
+        "2.r.b.values",
+    }  # fmt: skip
+    loaded = load(tmp_path / "out", kernels=kernels)
+    assert torch.equal(loaded(IDS).logits, computed(base, fewer))
+    loaded.save_pretrained(tmp_path / "again")
+    assert torch.equal(load_plainly(tmp_path / "again")(IDS).logits, computed(base, fewer))
+
+
+def test_stock_transformers_computes_with_merged_and_dropped_experts(base, fewer, tmp_path):
+    dense = {name: weight.to_dense() for name, weight in fewer.items()}
+    write_dense(base, dense, Allocation.of({}), tmp_path / "out", claim={})
+    found = load_plainly(tmp_path / "out")(IDS).logits
+    torch.testing.assert_close(found, computed(base, fewer))
+
+
+def test_dropping_an_expert_changes_those_tokens_alone_that_are_sent_to_it(base, fewer):
+    holder = base.module.model.layers[0].mlp.experts
+    sent = []
+    with holder.register_forward_pre_hook(lambda _, given: sent.append(given[1])):
+        before = base.module(IDS).logits
+    dropped = {name: weight for name, weight in fewer.items() if name.endswith(".3")}
+    after = computed(base, dropped)
+    reached = (sent[0] == 3).any(1).view(IDS.shape)
+    assert 0 < int(reached.sum()) < reached.numel()
+    # One block: what a token attends to is computed before the experts.
+    changed = (before != after).any(-1)
+    assert torch.equal(changed, reached)
 
 
 def load_plainly(path):

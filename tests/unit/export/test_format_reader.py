@@ -37,7 +37,13 @@ from .format_reader import (
 
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT / "tests" / "golden"
-CHECKPOINTS = ("packed_v1", "packed_methods", "packed_smoothquant", "packed_sharing")
+CHECKPOINTS = (
+    "packed_v1",
+    "packed_methods",
+    "packed_smoothquant",
+    "packed_sharing",
+    "packed_experts",
+)
 LAYERS = {
     (checkpoint, name): layer
     for checkpoint in CHECKPOINTS
@@ -85,6 +91,7 @@ SCHEMES = (
     "subgroup(bits=4-2-0-8,group_size=16)",
     "subgroup(bands=3,average=3.3)",
     "subgroup(bands=2,average=7)",
+    "drop",
     "awq(search=4)+gptq(bits=3,group_size=16)",
     "awq(search=4)",
     "smoothquant(alpha=0.7)+rtn(bits=8,group_size=0)",
@@ -243,8 +250,9 @@ def test_committed_layers_decode_the_same_in_both(checkpoint: str, layer: str) -
 
 
 def test_the_page_says_which_layer_stores_what_layers_share() -> None:
-    sharing = {key: e for key, e in LAYERS.items() if "blocks=" in e["scheme"]}
-    assert sharing
+    said = ("blocks=", "experts=")
+    sharing = {key: e for key, e in LAYERS.items() if any(s in e["scheme"] for s in said)}
+    assert all(any(s in e["scheme"] for e in sharing.values()) for s in said)
     for (_, name), entry in sharing.items():
         shape = (entry["shape"][0], entry["shape"][1])
         announced_here = announced(Scheme.parse(entry["scheme"]), shape, entry["dtype"], name)

@@ -22,6 +22,7 @@ OTHERS = (
     "sparsegpt(pattern=2:4)+gptq(bits=4)",
     "obs_block(sparsity=0.5,block=8)",
     "cast(dtype=float16)",
+    "drop",
     "fp8(format=e5m2)",
     "mxfp4",
     "nvfp4",

@@ -20,6 +20,7 @@ from autocompress.models import (
 from autocompress.models.experts import Routed, separate_experts, stack_experts
 from autocompress.models.prefix_plan import Event, make_plan
 from autocompress.models.routing import count_routed
+from autocompress.spaces import load_space
 from autocompress.testing.tiny_models import tiny_batches, tiny_model
 
 SIZES = {
@@ -100,6 +101,19 @@ def test_every_expert_is_a_layer_that_costs_its_share_of_the_tokens(name):
     gates = {f"model.layers.{i}.mlp.shared_expert_gate" for i in range(2)}
     assert routers == (gates if name == "qwen2-moe" else set())
     assert not any(layer.name.endswith("mlp.gate") for layer in layout.layers)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_space_that_does_not_name_routers_searches_one(name, tmp_path):
+    """Plain routers are no layers; what is one, as the gate of shared experts, stays as it is."""
+    layers = describe(separate_experts(stock(name))).layers
+    routers = {layer.name for layer in layers if layer.role == "router"}
+    everything = tmp_path / "all.yaml"
+    text = "schema_version: 1\nname: all\ndescription: All.\nchoices:\n  - layers: ['*']\n"
+    everything.write_text(f"{text}    options: [base, rtn(bits=4)]\n")
+    for space in ("experts", "quick", str(everything)):
+        searched = set(load_space(space, layers).searched_layers)
+        assert searched == {layer.name for layer in layers} - routers, space
 
 
 def test_experts_of_another_interface_stay_stacked():
