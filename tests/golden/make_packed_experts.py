@@ -4,23 +4,19 @@ See `make_packed_v1.py`.
     python tests/golden/make_packed_experts.py tests/golden/packed_experts
 """
 
-import json
 import sys
 from pathlib import Path
 
-import torch
-from make_packed_methods import _layer, _statistics, probe
+from make_packed_methods import golden_statistics, tiny_base, write_golden
 
 from autocompress.core import Scheme
-from autocompress.export import load, write_packed
 from autocompress.methods import LayerStatistics, compress, compress_together, sharing_layers
-from autocompress.models import BaseModel, describe, weight_matrix
-from autocompress.testing.tiny_models import Sizes, tiny_model
+from autocompress.models import weight_matrix
+from autocompress.testing.tiny_models import Sizes
 
 SIZES = Sizes(
     hidden=24, intermediate=20, blocks=2, heads=2, key_value_heads=1, vocabulary=48, experts=6
 )
-TOKENS = [1, 5, 9, 47, 0, 13]
 MERGED = {
     "0.mlp.experts.gate_up_proj.0": "merged(experts=0/3)+gptq(bits=4,group_size=8)",
     "0.mlp.experts.down_proj.0": "merged(experts=0/3)+rtn(bits=8)+eora(rank=2)",
@@ -32,31 +28,21 @@ DROPPED = ("0.mlp.experts.{}.5", "1.mlp.experts.{}.0")
 
 def main(out: Path) -> None:
     """Compress a tiny Mixtral and write checkpoint, outputs of each layer and logits."""
-    module = tiny_model("mixtral", sizes=SIZES)
-    layout = describe(module)
-    base = BaseModel(module, layout, None, "tiny mixtral", "AutoModelForCausalLM", "0" * 32)
+    base = tiny_base(SIZES, "mixtral")
     weights = {}
     for first, text in MERGED.items():
         scheme = Scheme.parse(text)
         names = sharing_layers(f"model.layers.{first}", scheme)
-        matrices = [weight_matrix(module, _layer(layout.layers, name)) for name in names]
-        statistics = [_statistics(matrix.shape[1]) for matrix in matrices]
+        matrices = [weight_matrix(base.module, base.layout.layer(name)) for name in names]
+        statistics = [golden_statistics(matrix.shape[1]) for matrix in matrices]
         found = compress_together(matrices, scheme, statistics)
         weights |= dict(zip(names, found, strict=True))
     for part in ("gate_up_proj", "down_proj"):
         for dropped in DROPPED:
             name = f"model.layers.{dropped.format(part)}"
-            matrix = weight_matrix(module, _layer(layout.layers, name))
+            matrix = weight_matrix(base.module, base.layout.layer(name))
             weights[name] = compress(matrix, Scheme.parse("drop"), LayerStatistics.none())
-    write_packed(base, weights, out, claim={"member": "golden"})
-    loaded = load(out)
-    with torch.no_grad():
-        logits = loaded(input_ids=torch.tensor([TOKENS])).logits[0]
-        layers = {name: loaded.get_submodule(name) for name in weights}
-        outputs = {name: layer(probe(layer)).tolist() for name, layer in layers.items()}
-    expected = {"tokens": TOKENS, "logits": logits.tolist(), "outputs": outputs}
-    text = json.dumps(expected).replace("]], ", "]],\n").replace("], [", "],\n[")
-    (out / "expected.json").write_text(text + "\n")
+    write_golden(base, weights, out)
 
 
 if __name__ == "__main__":

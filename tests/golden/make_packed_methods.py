@@ -83,11 +83,11 @@ def main(out: Path) -> None:
     write_golden(base, weights, out)
 
 
-def tiny_base(sizes: Sizes) -> BaseModel:
-    """The same tiny Qwen 2 every time."""
-    module = tiny_model("qwen2", sizes=sizes)
+def tiny_base(sizes: Sizes, family: str = "qwen2") -> BaseModel:
+    """The same tiny model every time."""
+    module = tiny_model(family, sizes=sizes)
     layout = describe(module)
-    return BaseModel(module, layout, None, "tiny qwen2", "AutoModelForCausalLM", "0" * 32)
+    return BaseModel(module, layout, None, f"tiny {family}", "AutoModelForCausalLM", "0" * 32)
 
 
 def write_golden(base: BaseModel, weights: Mapping[str, CompressedWeight], out: Path) -> None:
