@@ -29,7 +29,15 @@ from autocompress.core import TensorLayout
 from autocompress.export.deferred import DeferredWeight
 from autocompress.export.plan import PackedLayer
 from autocompress.kernels import REFERENCE, Runner, require_choice
-from autocompress.methods import decode, decode_rows, input_map, is_shared, shares
+from autocompress.methods import (
+    Damage,
+    damage_of,
+    decode,
+    decode_rows,
+    input_map,
+    is_shared,
+    shares,
+)
 
 
 class StoredTensors(nn.Module):
@@ -85,6 +93,13 @@ class PackedModule(StoredTensors):
             borrowed = {n: t for n, t in shared if is_shared(n, self.packed_layer.scheme)}
             tensors |= {n: t.to(self.compute.device) for n, t in borrowed.items()}
         return tensors
+
+    def damage(self) -> Damage | None:
+        """What is wrong with the tensors that this module itself holds; None if nothing is."""
+        own = {name: self.get_buffer(name) for name in self._names}
+        if any(tensor.is_meta for tensor in own.values()):
+            return None
+        return damage_of(own, self.packed_layer.scheme, self.packed_layer.shape)
 
     def matrix(self) -> Tensor:
         """Decode the (out_features, in_features) matrix in the compute dtype."""

@@ -56,6 +56,7 @@ class AutocompressQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
 
     def __init__(self, quantization_config: AutocompressConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
+        self._files: tuple[Path, ...] = ()
 
     def _process_model_before_weight_loading(
         self,
@@ -71,8 +72,9 @@ class AutocompressQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
 
         _ = kwargs
         plan = self.quantization_config.plan
-        if checkpoint_files:
-            require_stored_tensors(plan, [Path(file) for file in checkpoint_files])
+        self._files = tuple(Path(file) for file in checkpoint_files or ())
+        if self._files:
+            require_stored_tensors(plan, self._files)
         compute = torch.get_default_dtype() if dtype is None else dtype
         self.quantization_config.plan = swap_modules(model, plan, compute)
         return model
@@ -81,9 +83,11 @@ class AutocompressQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers 
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
         from autocompress.export.modules import restore_stored_dtypes, use_kernels
+        from autocompress.export.swapping import require_sound
 
         _ = kwargs
         restore_stored_dtypes(model)
+        require_sound(model, self._files)
         use_kernels(model, os.environ.get("AUTOCOMPRESS_KERNELS") or "reference")
         return model
 

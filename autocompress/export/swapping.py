@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from autocompress.export.modules import (
     weight_shape,
 )
 from autocompress.export.plan import PackedLayer, PackedPlan
+from autocompress.export.tensor_file import read_header
 from autocompress.methods import require_whole, sharing_layers
 from autocompress.models.experts import separate_experts
 
@@ -67,6 +69,34 @@ def swap_modules(
         _swap(model, layer, compute, None if tensors is None else tensors[original])
     _lend(model, [layer for _, layer in found])
     return replace(plan, layers=tuple(layer for _, layer in found))
+
+
+def require_sound(model: nn.Module, files: Sequence[Path]) -> None:
+    """Make sure that packed layers hold what a compression may have written.
+
+    Checksums tell damage before this; it is for files that have none, or were written so.
+
+    Args:
+        model: its packed layers loaded.
+        files: that they were loaded from.
+
+    Raises:
+        CheckpointError: names the file, the layer and the tensor.
+    """
+    for name, module in model.named_modules():
+        found = module.damage() if isinstance(module, PackedModule) else None
+        if found is not None:
+            tensor = f"{name}.{found.tensor}"
+            path = next((path for path in files if _holds(path, tensor)), "The checkpoint")
+            raise CheckpointError(
+                f"{path} is damaged: tensor {tensor} of layer {name} {found.reason}. Next step: "
+                "copy the checkpoint again, or export it again."
+            )
+
+
+def _holds(path: Path, tensor: str) -> bool:
+    """Whether the file has the tensor, maybe under a name with another prefix."""
+    return any(name.endswith(tensor) or tensor.endswith(name) for name in read_header(path))
 
 
 def _swap(

@@ -52,7 +52,7 @@ from autocompress.methods.base import (
     StageKind,
     Transform,
 )
-from autocompress.methods.coding import Coding, Quantized
+from autocompress.methods.coding import Coding, Damage, Quantized
 from autocompress.methods.compress import (
     CompressedWeight,
     compress,
@@ -75,6 +75,7 @@ from autocompress.methods.schemes import (
     sharing_layers,
 )
 from autocompress.methods.sharing import Sharing, written_numbers
+from autocompress.methods.soundness import damage_of
 from autocompress.methods.strongest import strongest
 from autocompress.methods.together import compress_together
 from autocompress.methods.tuning import Tunable, is_tunable
@@ -83,6 +84,7 @@ __all__ = [
     "METHODS",
     "Coding",
     "CompressedWeight",
+    "Damage",
     "Factorizer",
     "GridQuantizer",
     "InputMap",
@@ -103,6 +105,7 @@ __all__ = [
     "check",
     "compress",
     "compress_together",
+    "damage_of",
     "decode",
     "decode_rows",
     "drops",

@@ -21,7 +21,7 @@ from autocompress.core.errors import SchemeError, nearest
 from autocompress.core.footprint import TensorLayout
 from autocompress.core.registry import Registry
 from autocompress.core.scheme import OptionValue, Stage
-from autocompress.methods.coding import Coding, Quantized, Stored
+from autocompress.methods.coding import Coding, Damage, Quantized, Stored
 from autocompress.methods.grid import GridCoding, GridOptions
 from autocompress.methods.problem import LayerProblem, LayerStatistics
 
@@ -167,6 +167,15 @@ class Transform(Method[OptionsT]):
     def inputs_back(self, rows: Tensor, stored: Stored, options: OptionsT) -> Tensor:
         """``T x``: the inverse of `inputs`."""
 
+    def damage(
+        self,
+        stored: Stored,  # noqa: ARG002
+        shape: tuple[int, int],  # noqa: ARG002
+        options: OptionsT,  # noqa: ARG002
+    ) -> Damage | None:
+        """What is wrong with stored tensors whose floats are finite; None if they may be any."""
+        return None
+
     def macs_per_token(self, shape: tuple[int, int], options: OptionsT) -> int:  # noqa: ARG002
         """What ``T^-1 x`` costs where the layer runs without decoding."""
         return 0
@@ -305,6 +314,15 @@ class Residual(Method[OptionsT]):
     @abstractmethod
     def macs_per_token(self, shape: tuple[int, int], options: OptionsT) -> int:
         """What the part adds to the layer's multiply-accumulates."""
+
+    def damage(
+        self,
+        stored: Stored,  # noqa: ARG002
+        shape: tuple[int, int],  # noqa: ARG002
+        options: OptionsT,  # noqa: ARG002
+    ) -> Damage | None:
+        """What is wrong with stored tensors whose floats are finite; None if they may be any."""
+        return None
 
     def exact_inputs(self, stored: Stored, options: OptionsT) -> Tensor | None:  # noqa: ARG002
         """Indices of inputs that only this part reads, so that they stay as they are; None: none.

@@ -14,7 +14,7 @@ from torch import Tensor
 from autocompress.core.errors import SchemeError, nearest
 from autocompress.core.footprint import TensorLayout
 from autocompress.methods.base import METHODS, Needs, Quantizer
-from autocompress.methods.coding import Coding, Quantized, Stored
+from autocompress.methods.coding import Coding, Damage, Quantized, Stored, is_finite
 from autocompress.methods.levels import kept_weight
 from autocompress.methods.problem import LayerProblem
 
@@ -81,6 +81,17 @@ class CastCoding(Coding):
     def unpack_rows(self, packed: Tensor, shape: tuple[int, int], rows: Tensor) -> Tensor:
         """See `Coding.unpack_rows`; reads those rows alone."""
         return self._read(packed.view(shape[0], -1)[rows]).view(len(rows), shape[1])
+
+    def damage(
+        self,
+        stored: Stored,
+        shape: tuple[int, int],  # noqa: ARG002
+        n_kept: int | None,  # noqa: ARG002
+    ) -> Damage | None:
+        """See `Coding.damage`."""
+        if is_finite(self._read(stored["packed"])):
+            return None
+        return Damage("packed", "must hold finite numbers, but holds NaN or infinity")
 
     def _read(self, packed: Tensor) -> Tensor:
         if packed.storage_offset() % _BYTES:  # a mapped file; torch views none as wider values

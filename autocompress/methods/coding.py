@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from autocompress.core.footprint import TensorLayout
@@ -14,6 +15,28 @@ from autocompress.methods.packing import pack, packed_bytes, unpack
 
 Stored = Mapping[str, Tensor]
 """Tensors as a file holds them, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A stored tensor that no compression writes.
+
+    Attributes:
+        tensor: its name within the layer.
+        reason: the rule and what was got: ``must be finite, but holds NaN or infinity``.
+    """
+
+    tensor: str
+    reason: str
+
+    def under(self, prefix: str) -> Damage:
+        """The same of a tensor with a longer name."""
+        return Damage(f"{prefix}{self.tensor}", self.reason)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are, without a copy."""
+    return tensor.numel() == 0 or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +118,21 @@ class Coding(ABC):
             return self.unpack(packed, shape)[rows]
         wanted = packed.view(shape[0], -1)[rows].reshape(-1)
         return unpack(wanted, self.bits, len(rows) * width).view(len(rows), width)
+
+    def damage(
+        self,
+        stored: Stored,  # noqa: ARG002
+        shape: tuple[int, int],  # noqa: ARG002
+        n_kept: int | None,  # noqa: ARG002
+    ) -> Damage | None:
+        """What is wrong with stored codes and what lies beside them; None if they may be any.
+
+        Args:
+            stored: as a file holds it, of the right shapes, floats finite.
+            shape: (o, d).
+            n_kept: entries that have a code; None: all.
+        """
+        return None
 
     def _n_codes(self, shape: tuple[int, int]) -> int:
         return shape[0] * self.codes_per_row(shape[1])

@@ -44,6 +44,12 @@ class FloatFormat(Levels):
         """The smallest number with a full mantissa, a power of two."""
         return 2.0 ** (2 - (1 << (self.exponent_bits - 1)))
 
+    def all_used(self, codes: Tensor) -> bool:
+        """See `Levels.all_used`."""
+        sizes = codes & ((1 << (self.bits - 1)) - 1)
+        top = int(self.codes(torch.tensor(self.top)))
+        return codes.numel() == 0 or int(sizes.amax()) <= top
+
     @cached_property
     def table(self) -> Tensor:
         """See `Levels.table`; codes above the largest number are NaN (or infinite, in E5M2)."""

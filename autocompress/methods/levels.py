@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch.nn import functional
 
 from autocompress.core.errors import SchemeError
 from autocompress.core.footprint import TensorLayout
-from autocompress.methods.coding import Coding, Quantized, Stored
+from autocompress.methods.coding import Coding, Damage, Quantized, Stored, is_finite
 from autocompress.methods.problem import LayerProblem
 
 _WEIGHTS_AT_ONCE = 1 << 17
@@ -69,6 +70,15 @@ class Levels(ABC):
     def nearest(self, scaled: Tensor) -> Tensor:
         """The levels nearest to float32 values; ``table[codes(scaled)]``."""
 
+    @cached_property
+    def has_unused_codes(self) -> bool:
+        """Whether some codes stand for no number."""
+        return int(torch.isfinite(self.table).sum()) < 1 << self.bits
+
+    @abstractmethod
+    def all_used(self, codes: Tensor) -> bool:
+        """Whether all of uint8 codes stand for numbers."""
+
     def values(self, codes: Tensor) -> Tensor:
         """The levels of uint8 codes, as float32."""
         table = self.table.to(codes.device)
@@ -89,6 +99,10 @@ class ListedLevels(Levels):
     def bits(self) -> int:
         """See `Levels.bits`."""
         return (len(self.levels) - 1).bit_length()
+
+    def all_used(self, codes: Tensor) -> bool:
+        """See `Levels.all_used`."""
+        return codes.numel() == 0 or int(codes.amax()) < len(self.levels)
 
     @cached_property
     def table(self) -> Tensor:
@@ -114,10 +128,12 @@ class ScaledCoding(Coding):
     Attributes:
         levels: of the codes.
         group_size: weights of a row that share a scale; 0: the whole row.
+        scale_codes: the least and the largest that is written, where scales are codes.
     """
 
     levels: Levels
     group_size: int
+    scale_codes: ClassVar[tuple[int, int] | None] = None
 
     @property
     def bits(self) -> int:
@@ -135,6 +151,21 @@ class ScaledCoding(Coding):
     def scales(self, parameters: Stored, rows: Tensor | None) -> Tensor:
         """Scales (rows, G) float32 of some rows, or of all."""
         return taken(parameters["scales"], rows).float()
+
+    def damage(self, stored: Stored, shape: tuple[int, int], n_kept: int | None) -> Damage | None:
+        """See `Coding.damage`."""
+        if self.scale_codes is not None:
+            least, most = (int(x) for x in stored["scales"].aminmax())
+            if least < self.scale_codes[0] or most > self.scale_codes[1]:
+                legal = "codes from {} to {}".format(*self.scale_codes)
+                return Damage("scales", f"must hold {legal}, but holds {least} to {most}")
+        if not is_finite(self.scales(stored, None)):
+            return Damage("scales", "must give finite scales, but some are NaN or infinite")
+        if self.levels.has_unused_codes:
+            codes = self.unpack(stored["packed"], shape, n_kept)
+            if not self.levels.all_used(codes):
+                return Damage("packed", "must hold codes of numbers, but holds others")
+        return None
 
     def width(self, in_features: int) -> int:
         """Weights in a full group of a row of `in_features`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class MXFP4Options:
 @dataclass(frozen=True)
 class MXFP4Coding(ScaledCoding):
     """E2M1 codes with scales (o, G) in E8M0, as uint8."""
+
+    scale_codes: ClassVar[tuple[int, int] | None] = (_LEAST + 127, _MOST + 127)
 
     def parameters(self, shape: tuple[int, int]) -> dict[str, TensorLayout]:
         """See `Coding.parameters`."""

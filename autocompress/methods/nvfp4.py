@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,8 @@ class NVFP4Options:
 @dataclass(frozen=True)
 class NVFP4Coding(ScaledCoding):
     """E2M1 codes with scales (o, G) in E4M3, as uint8, and one float32 scale of the matrix."""
+
+    scale_codes: ClassVar[tuple[int, int] | None] = (1, _LAST_CODE)
 
     def parameters(self, shape: tuple[int, int]) -> dict[str, TensorLayout]:
         """See `Coding.parameters`."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from autocompress.core.errors import SchemeError
 from autocompress.core.footprint import TensorLayout
 from autocompress.methods.base import METHODS, Needs, Residual
-from autocompress.methods.coding import Stored
+from autocompress.methods.coding import Damage, Stored
 from autocompress.methods.problem import LayerProblem
 from autocompress.methods.sparsity import keep_highest
 
@@ -116,6 +116,15 @@ class OutlierColumns(Residual[OutlierOptions]):
         kept = stored[_VALUES].float()
         return kept.new_zeros(shape).index_copy_(1, stored[_INDEX].long(), kept)
 
+    def damage(
+        self,
+        stored: Stored,
+        shape: tuple[int, int],
+        options: OutlierOptions,  # noqa: ARG002
+    ) -> Damage | None:
+        """See `Residual.damage`."""
+        return _wrong_index(stored[_INDEX].long(), shape[1])
+
     def exact_inputs(self, stored: Stored, options: OutlierOptions) -> Tensor | None:  # noqa: ARG002
         """See `Residual.exact_inputs`: those that are kept."""
         return stored[_INDEX].long()
@@ -193,9 +202,33 @@ class OutlierWeights(Residual[OutlierWeightsOptions]):
             places = places + starts.repeat_interleave(stored[_COUNTS].long())
         return kept.new_zeros(shape[0] * shape[1]).index_copy_(0, places, kept).view(shape)
 
+    def damage(
+        self, stored: Stored, shape: tuple[int, int], options: OutlierWeightsOptions
+    ) -> Damage | None:
+        """See `Residual.damage`."""
+        places = stored[_INDEX].long()
+        if not _by_row(shape, options):
+            return _wrong_index(places, shape[0] * shape[1])
+        counts = stored[_COUNTS].long()
+        if int(counts.min()) < 0 or int(counts.sum()) != len(places):
+            rule = f"must be at least 0 and add up to {len(places)}"
+            return Damage(_COUNTS, f"{rule}, but add up to {int(counts.sum())}")
+        if int(places.min()) < 0 or int(places.max()) >= shape[1]:
+            return _wrong_index(places, shape[1])
+        starts = torch.arange(shape[0], device=places.device) * shape[1]
+        return _wrong_index(places + starts.repeat_interleave(counts), shape[0] * shape[1])
+
     def macs_per_token(self, shape: tuple[int, int], options: OutlierWeightsOptions) -> int:
         """See `Residual.macs_per_token`."""
         return options.n_of(shape[0] * shape[1])
+
+
+def _wrong_index(places: Tensor, n: int) -> Damage | None:
+    """Places (k,) int64 must ascend from 0 to `n` - 1."""
+    least, most = int(places.min()), int(places.max())
+    if least >= 0 and most < n and bool((places[1:] > places[:-1]).all()):
+        return None
+    return Damage(_INDEX, f"must ascend within 0 to {n - 1}, but is not so from {least} to {most}")
 
 
 def _fitted(error: Tensor, problem: LayerProblem, index: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from autocompress.core.footprint import TensorLayout
 from autocompress.methods.base import OptionsT, Transform
-from autocompress.methods.coding import Stored
+from autocompress.methods.coding import Damage, Stored
 from autocompress.methods.problem import InverseFactor, LayerProblem, LayerStatistics
 
 SCALES = "scales"
@@ -38,6 +38,17 @@ class InputScaling(Transform[OptionsT]):
     ) -> LayerProblem:
         """See `Transform.apply`."""
         return scaled(problem, stored[SCALES])
+
+    def damage(
+        self,
+        stored: Stored,
+        shape: tuple[int, int],  # noqa: ARG002
+        options: OptionsT,  # noqa: ARG002
+    ) -> Damage | None:
+        """See `Transform.damage`: nothing is divided by zero."""
+        if bool((stored[SCALES] > 0).all()):
+            return None
+        return Damage(SCALES, "must be positive, but some are not")
 
     def undo(
         self,

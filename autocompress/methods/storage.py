@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from autocompress.core.errors import ModelError
 from autocompress.core.footprint import TensorLayout
 from autocompress.core.layer import DTYPE_BYTES
-from autocompress.methods.coding import Coding, Quantized, Stored
+from autocompress.methods.coding import Coding, Damage, Quantized, Stored
 from autocompress.methods.packing import pack, packed_bytes, unpack
 
 _PACKED, _MASK, _VALUES = "packed", "mask", "values"
@@ -131,17 +132,33 @@ class MatrixStorage:
         assert self.coding is not None  # callers have checked
         return {name: tensors[f"{prefix}{name}"] for name in self.coding.parameters(self.shape)}
 
+    def damage(self, tensors: Stored) -> Damage | None:
+        """The first stored tensor, no prefix, that no compression writes; floats are finite."""
+        masked = _MASK in tensors
+        if masked:
+            mask = tensors[_MASK].cpu().numpy()
+            n_ones = int(np.unpackbits(mask, count=self.n_entries, bitorder="little").sum())
+            if n_ones != self.n_kept:
+                return Damage(_MASK, self._wrong_mask(n_ones))
+        if self.coding is None or _PACKED not in tensors:
+            return None
+        return self.coding.damage(tensors, self.shape, self.n_kept if masked else None)
+
     def _mask(self, tensors: Stored, prefix: str) -> Tensor | None:
         if f"{prefix}{_MASK}" not in tensors:
             return None
         bits = unpack(tensors[f"{prefix}{_MASK}"], 1, self.n_entries)
         mask = bits.view(torch.bool).view(self.shape)
-        if int(mask.sum()) != self.n_kept:
+        n_ones = int(mask.sum())
+        if n_ones != self.n_kept:
             raise ModelError(
-                f"A mask of this layer must keep {self.n_kept} of {self.n_entries} weights, but "
-                f"keeps {int(mask.sum())}: the file is damaged. Next step: export it again."
+                f"A mask of this layer {self._wrong_mask(n_ones)}: the file is damaged. Next step: "
+                "export it again."
             )
         return mask
+
+    def _wrong_mask(self, n_ones: int) -> str:
+        return f"must keep {self.n_kept} of {self.n_entries} weights, but keeps {n_ones}"
 
     def _spread(self, entries: Tensor, mask: Tensor | None) -> Tensor:
         """Stored entries at their places in the matrix, zeros elsewhere.

@@ -18,7 +18,7 @@ from torch import Tensor
 from autocompress.core.errors import ModelError, SchemeError
 from autocompress.core.footprint import TensorLayout
 from autocompress.methods.base import METHODS, Needs, Quantizer
-from autocompress.methods.coding import Coding, Quantized, Stored
+from autocompress.methods.coding import Coding, Damage, Quantized, Stored
 from autocompress.methods.gptq import sweep
 from autocompress.methods.grid import Grid, GridOptions, best_grid
 from autocompress.methods.packing import pack, packed_bytes, unpack
@@ -142,11 +142,10 @@ class BandCoding(Coding):
         """See `Coding.unpack`."""
         n_bands = self.options.bands
         widths, n = packed[:n_bands], shape[0] // n_bands * shape[1]
-        if not set(found := widths.tolist()) <= set(WIDTHS) or sum(found) != self.options.total:
+        wrong = self._wrong_widths(packed)
+        if wrong:
             raise ModelError(
-                f"The widths of the bands of this layer must be among {WIDTHS} and add up to "
-                f"{self.options.total}, but are {found}: the file is damaged. Next step: export it "
-                "again."
+                f"The codes of this layer {wrong}: the file is damaged. Next step: export it again."
             )
         bands = packed.new_zeros(n_bands, shape[0] // n_bands, 1 + shape[1])
         bands[:, :, 0] = widths[:, None]
@@ -160,6 +159,25 @@ class BandCoding(Coding):
             bands[chosen, :, 1:] = codes.reshape(-1, shape[0] // n_bands, shape[1])
             start = stop
         return bands.view(shape[0], -1)
+
+    def damage(
+        self,
+        stored: Stored,
+        shape: tuple[int, int],  # noqa: ARG002
+        n_kept: int | None,  # noqa: ARG002
+    ) -> Damage | None:
+        """See `Coding.damage`: the widths of the bands."""
+        wrong = self._wrong_widths(stored["packed"])
+        return Damage("packed", wrong) if wrong else None
+
+    def _wrong_widths(self, packed: Tensor) -> str:
+        found = packed[: self.options.bands].tolist()
+        if set(found) <= set(WIDTHS) and sum(found) == self.options.total:
+            return ""
+        return (
+            f"must start with widths of bands among {WIDTHS} that add up to {self.options.total}, "
+            f"but start with {found}"
+        )
 
     def unpack_rows(self, packed: Tensor, shape: tuple[int, int], rows: Tensor) -> Tensor:
         """See `Coding.unpack_rows`."""
