@@ -181,5 +181,5 @@ def test_damaged_widths_are_refused():
     compressed = example_layer(40, 64).compress("subgroup(bands=4,average=4.0)")
     tensors = {**compressed.tensors, "packed": compressed.tensors["packed"].clone()}
     tensors["packed"][0] = 3
-    with pytest.raises(ModelError, match=r"must be among .* and add up to 16, but are \[3"):
+    with pytest.raises(ModelError, match=r"among .* that add up to 16, but start with \[3"):
         decode(tensors, compressed.scheme, compressed.shape, torch.float32)

@@ -18,7 +18,7 @@ from autocompress.spaces.schema import json_schema
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = (
-    "integer_inputs", "joint", "low_rank", "mixed_precision", "pruning", "quick",
+    "experts", "integer_inputs", "joint", "low_rank", "mixed_precision", "pruning", "quick",
     "sharing", "toolbox",
 )  # fmt: skip
 
@@ -206,12 +206,12 @@ def test_an_optional_choice_is_still_checked_for_methods_that_do_not_exist(space
 def test_an_unknown_space_names_the_nearest_and_says_how_to_give_a_file(layers):
     with pytest.raises(UnknownNameError, match=r"'jiont'\. Did you mean 'joint'.*\.yaml"):
         load_space("jiont", layers)
-    with pytest.raises(UnknownNameError, match="Available: integer_inputs, joint"):
+    with pytest.raises(UnknownNameError, match="Available: experts, integer_inputs, joint"):
         load_space("", layers)
 
 
 def test_a_missing_an_unreadable_and_a_binary_file_are_clear_errors(tmp_path, layers):
-    with pytest.raises(SpaceError, match=r"No such file.*one of: integer_inputs, joint"):
+    with pytest.raises(SpaceError, match=r"No such file.*one of: experts, integer_inputs, joint"):
         load_space(str(tmp_path / "none.yaml"), layers)
     (tmp_path / "folder.yaml").mkdir()
     with pytest.raises(SpaceError, match="must be readable"):
