@@ -12,7 +12,14 @@ from autocompress.kernels import (  # noqa: F401
     tiles,
 )
 from autocompress.kernels.base import KERNELS, Kernel, Prepared
-from autocompress.kernels.dispatch import AUTO, REFERENCE, Runner, refusals, require_choice
+from autocompress.kernels.dispatch import (
+    AUTO,
+    REFERENCE,
+    Runner,
+    refusals,
+    require_choice,
+    signature,
+)
 from autocompress.kernels.measure import measure, times
 
 __all__ = [
@@ -25,5 +32,6 @@ __all__ = [
     "measure",
     "refusals",
     "require_choice",
+    "signature",
     "times",
 ]

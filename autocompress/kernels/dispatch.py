@@ -20,7 +20,7 @@ from autocompress.kernels.base import KERNELS, Kernel, Prepared, Stored
 from autocompress.kernels.paging import page_out
 from autocompress.kernels.table import table_of
 from autocompress.kernels.timing import seconds_of
-from autocompress.methods.schemes import Plan, plan
+from autocompress.methods.schemes import plan
 
 AUTO, REFERENCE = "auto", "reference"
 _BUCKETS = (1, 4, 16, 64, 256)
@@ -165,12 +165,12 @@ def measured(
 def entry_key(shape: tuple[int, int], scheme: Scheme, dtype: torch.dtype, n_tokens: int) -> str:
     """Key of a table's entry: equal for schemes that store and compute the same."""
     name = str(dtype).removeprefix("torch.")
-    return f"{shape[0]}x{shape[1]} {name} {n_tokens} tokens: {_signature(plan(scheme), shape)}"
+    return f"{shape[0]}x{shape[1]} {name} {n_tokens} tokens: {signature(shape, scheme)}"
 
 
-def _signature(ready: Plan, shape: tuple[int, int]) -> str:
+def signature(shape: tuple[int, int], scheme: Scheme) -> str:
     """What decides about speed: how the matrices are coded, and what is done to the inputs."""
-    parts = []
+    ready, parts = plan(scheme), []
     if ready.transform is not None:
         parts.append(repr(ready.transform.options))
     for prefix, matrix in ready.matrices(shape).items():

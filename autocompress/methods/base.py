@@ -268,8 +268,8 @@ class GridQuantizer(Quantizer[GridT]):
     """A quantizer to an integer grid."""
 
     def coding(self, options: GridT) -> Coding:
-        """See `Quantizer.coding`."""
-        return GridCoding(options)
+        """See `Quantizer.coding`; how codes are found is no part of what they mean."""
+        return GridCoding(GridOptions(options.bits, options.group_size, options.symmetric))
 
 
 class Residual(Method[OptionsT]):
