@@ -9,6 +9,7 @@ import typer
 
 from autocompress.cli.options import Device, ExportTarget, Json, MethodName, SpaceName, Task
 from autocompress.cli.printing import console, print_json
+from autocompress.core.errors import UsageError
 
 catalog = typer.Typer()
 spaces_app = typer.Typer(help="List the search spaces, or show one on a model.")
@@ -62,23 +63,51 @@ def samplers(as_json: Json = False) -> None:
 @catalog.command()
 def device(
     device: Device = "cpu",
+    model: Annotated[
+        str | None, typer.Option(help="Time the layers of this model, for its measured latency.")
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option(help="Its options are timed; a name or a YAML file, else joint.")
+    ] = None,
+    task: Task = "auto",
+    tokens: Annotated[
+        list[int] | None, typer.Option(help="Tokens of a pass, 1 to decode; repeat for several.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="What the model computes in; else the checkpoint's.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="File to write, for --device-profile of a search.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure this machine: FLOP/s and bandwidth, for the analytic latency."""
-    from autocompress.cost import write_profile
-    from autocompress.report.tables import space_table
+    """Measure this machine: FLOP/s and bandwidth; with --model, its layers under each option."""
+    from autocompress.cost import require_profile_path, write_profile
+    from autocompress.report.progress import StudyProgress
+    from autocompress.report.tables import device_table
     from autocompress.workflows.device import measure_device
+    from autocompress.workflows.latency import measure_latency
 
+    if model is None and (space or tokens or dtype):
+        raise UsageError(
+            "--space, --tokens and --dtype say how a model is timed, but got no --model. Next "
+            "step: add --model, or leave them out to measure the machine's rates alone."
+        )
+    if out is not None:
+        require_profile_path(out)
     profile = measure_device(device)
+    if model is not None:
+        with StudyProgress(enabled=True) as shown:
+            profile = measure_latency(
+                profile, model, space or "joint", task=task, tokens=tokens or (),
+                dtype=dtype or "auto", device=device, progress=shown,
+            )  # fmt: skip
     if out is not None:
         write_profile(profile, out)
     if as_json:
         print_json(profile.to_json())
     else:
-        console().print(space_table(profile.to_json()))
+        console().print(device_table(profile))
 
 
 @methods_app.callback(invoke_without_command=True)

@@ -47,7 +47,7 @@ ReportTokens = Annotated[int, typer.Option(help="Held-out tokens of the front.")
 SequenceLength = Annotated[int, typer.Option(help="Tokens per sequence.")]
 Timeout = Annotated[float | None, typer.Option(help="Seconds until a trial is given up (Ray).")]
 Profile = Annotated[
-    str, typer.Option(help="Device of the analytic latency: a name, or a file of `device --out`.")
+    str, typer.Option(help="Device of the latency: a name, or a file of `device --out`.")
 ]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let code of the model repository run.")

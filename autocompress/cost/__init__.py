@@ -1,7 +1,13 @@
-"""Costs of compressed models from shapes alone, each with its unit and origin."""
+"""Costs of compressed models from shapes and measured tables, each with its unit and origin."""
 
+from autocompress.cost.latency import LatencyTable, LayerTime, PassTimes
 from autocompress.cost.model import CostModel, CostPart, layer_footprint
-from autocompress.cost.profile_file import find_profile, read_profile, write_profile
+from autocompress.cost.profile_file import (
+    find_profile,
+    read_profile,
+    require_profile_path,
+    write_profile,
+)
 from autocompress.cost.profiles import DEFAULT_PROFILE, PROFILES, DeviceProfile
 
 __all__ = [
@@ -10,8 +16,12 @@ __all__ = [
     "CostModel",
     "CostPart",
     "DeviceProfile",
+    "LatencyTable",
+    "LayerTime",
+    "PassTimes",
     "find_profile",
     "layer_footprint",
     "read_profile",
+    "require_profile_path",
     "write_profile",
 ]

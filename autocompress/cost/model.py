@@ -1,9 +1,9 @@
-"""What a compressed model costs to store and to run, from shapes alone."""
+"""What a compressed model costs to store and to run: from shapes, and measured times of layers."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from autocompress.core.allocation import Allocation
@@ -12,10 +12,12 @@ from autocompress.core.footprint import Footprint
 from autocompress.core.layer import LayerSpec
 from autocompress.core.metrics import Resource, Resources
 from autocompress.core.scheme import Scheme
+from autocompress.cost.latency import PassTimes, layer_key, layers_digest
 from autocompress.cost.profiles import DeviceProfile
-from autocompress.methods import footprint, require_whole
+from autocompress.kernels import signature
+from autocompress.methods import footprint, require_whole, shares
 
-ANALYTIC = "analytic"
+ANALYTIC, MEASURED = "analytic", "measured"
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,12 @@ class CostModel:
           `tokens_per_pass` tokens share, and once by each layer that borrows it; a look-up reads
           one row per token, and an expert that none of them is sent to is not read (where all
           are as likely).
-        * ``latency_ms_per_token``: roofline (Williams et al. 2009), layer by layer: the longer of
-          computing and reading. A bound for ideal kernels that read the packed weights, not a
-          prediction; activations and attention scores are not counted.
+        * ``latency_ms_per_token``: where the profile has times of this model at so many tokens,
+          the sum of its layers' and of the rest's, on the kernels that ``load(kernels="auto")``
+          chooses; a layer that was not measured counts with its roofline, scaled as that of like
+          layers is. Else the roofline (Williams et al. 2009), layer by layer: the longer of
+          computing and reading. That is a bound for ideal kernels that read the packed weights,
+          not a prediction; activations and attention scores are not counted.
         * ``peak_memory_bytes``: packed weights, and the dense weight of the largest compressed
           layer, which is decoded while it multiplies; a look-up decodes its rows alone.
 
@@ -70,14 +75,13 @@ class CostModel:
         require_whole(allocation)
         parts = [self.part(layer, allocation.scheme(layer.name)) for layer in self.layers]
         parts.append(self.rest)
-        roofline = f"{ANALYTIC} (roofline of {self.profile.name})"
         stored = sum(part.stored for part in parts)
         seconds = sum(part.seconds(self.profile) for part in parts)
         return {
             "storage_bytes": Resource(stored, "bytes", ANALYTIC),
             "macs_per_token": Resource(sum(part.macs for part in parts), "macs", ANALYTIC),
             "bytes_moved_per_token": Resource(sum(p.moved for p in parts), "bytes", ANALYTIC),
-            "latency_ms_per_token": Resource(1e3 * seconds, "ms", roofline),
+            "latency_ms_per_token": Resource(1e3 * seconds, "ms", self._origin(parts[:-1])),
             "peak_memory_bytes": Resource(
                 stored + max(part.decoded for part in parts), "bytes", ANALYTIC
             ),
@@ -108,12 +112,45 @@ class CostModel:
         cost = layer_footprint(layer, scheme)
         looked_up = layer.kind == "embedding" and layer.macs_per_token == 0
         rows = layer.out_features if looked_up else None
-        return CostPart(
+        part = CostPart(
             stored=cost.storage_bytes,
             macs=cost.macs_per_token,
             moved=self._moved(cost, rows) * self._reached(layer),
             decoded=0 if looked_up or scheme.is_base else layer.base_bytes,
         )
+        if self._times is None:
+            return part
+        key = time_key(layer, scheme)
+        roofline = part.seconds(self.profile) * self.tokens_per_pass
+        seconds = self._times.seconds(key, roofline) / self.tokens_per_pass
+        return replace(part, timed=seconds, is_measured=key in self._times.layers)
+
+    @cached_property
+    def _times(self) -> PassTimes | None:
+        """Measured times of this model at so many tokens."""
+        table = self.profile.latency
+        if table is None or table.layers != layers_digest(self.layers):
+            return None
+        return table.at(self.tokens_per_pass)
+
+    def _origin(self, layers: Sequence[CostPart]) -> str:
+        """Of the latency of these layers and the rest."""
+        profile, table = self.profile, self.profile.latency
+        if table is None:
+            return f"{ANALYTIC} (roofline of {profile.name})"
+        if self._times is None:
+            counts = ", ".join(map(str, table.counts))
+            return (
+                f"{ANALYTIC} (roofline of {profile.name}; its times are of {table.model} at "
+                f"{counts} tokens, not of this model at {self.tokens_per_pass})"
+            )
+        origin = f"{MEASURED} on {profile.name} in {table.dtype}"
+        if self.tokens_per_pass not in table.counts:
+            origin += f", interpolated to {self.tokens_per_pass} tokens"
+        n = sum(part.is_measured for part in layers)
+        if n < len(layers):
+            origin += f", {n} of {len(layers)} layers; the others by their scaled roofline"
+        return origin
 
     def _moved(self, cost: Footprint, rows: int | None) -> float:
         """Bytes read per token; `rows` of a look-up table, None for a matrix that multiplies."""
@@ -131,7 +168,8 @@ class CostModel:
     def rest(self) -> CostPart:
         """What all that is no layer adds to `resources`."""
         moved = self.other_bytes / self.tokens_per_pass
-        return CostPart(self.other_bytes, self.other_macs_per_token, moved, decoded=0)
+        timed = None if self._times is None else self._times.rest / self.tokens_per_pass
+        return CostPart(self.other_bytes, self.other_macs_per_token, moved, decoded=0, timed=timed)
 
     @cached_property
     def _names(self) -> frozenset[str]:
@@ -148,15 +186,28 @@ class CostModel:
 
 @dataclass(frozen=True, slots=True)
 class CostPart:
-    """Cost of one layer, or of all that is no layer; bytes, and multiply-accumulates per token."""
+    """Cost of one layer, or of all that is no layer.
+
+    Attributes:
+        stored: bytes in the file.
+        macs: multiply-accumulates per token.
+        moved: bytes read per token.
+        decoded: bytes of the dense weight, if it is decoded to multiply.
+        timed: seconds per token by the profile's measured times; None: it has none.
+        is_measured: this very layer and coding was, not only others that scale its roofline.
+    """
 
     stored: int
     macs: int
     moved: float
     decoded: int
+    timed: float | None = None
+    is_measured: bool = False
 
     def seconds(self, profile: DeviceProfile) -> float:
-        """Time per token: bound by arithmetic or by memory, whichever is longer."""
+        """Time per token: measured, else bound by arithmetic or by memory, whichever is longer."""
+        if self.timed is not None:
+            return self.timed
         return max(2 * self.macs / profile.flops_per_second, self.moved / profile.bytes_per_second)
 
     def additive(self, profile: DeviceProfile) -> dict[str, float]:
@@ -173,3 +224,12 @@ class CostPart:
 def layer_footprint(layer: LayerSpec, scheme: Scheme) -> Footprint:
     """`methods.footprint`, remembered: a search asks for the same few thousand all the time."""
     return footprint(layer, scheme)
+
+
+@lru_cache(maxsize=1 << 17)
+def time_key(layer: LayerSpec, scheme: Scheme) -> str:
+    """Key of a layer under a scheme in a latency table; schemes that run alike have one."""
+    if scheme.is_base:
+        return layer_key(layer, "base")
+    coding = signature((layer.out_features, layer.in_features), scheme)
+    return layer_key(layer, f"{coding}, shared" if shares(scheme) else coding)

@@ -8,6 +8,7 @@ from typing import Any
 
 from autocompress.core.errors import UsageError
 from autocompress.core.registry import Registry
+from autocompress.cost.latency import LatencyTable
 
 _GIB = 1 << 30
 
@@ -24,6 +25,7 @@ class DeviceProfile:
         bytes_per_second: read bandwidth of the memory that holds the weights.
         memory_bytes: size of that memory.
         origin: where the numbers are from.
+        latency: times of a model's layers, measured on the device; None if there are none.
     """
 
     name: str
@@ -31,6 +33,7 @@ class DeviceProfile:
     bytes_per_second: float
     memory_bytes: int
     origin: str
+    latency: LatencyTable | None = None
 
     def __post_init__(self) -> None:
         for field in ("flops_per_second", "bytes_per_second", "memory_bytes"):
@@ -42,8 +45,10 @@ class DeviceProfile:
                 )
 
     def to_json(self) -> dict[str, Any]:
-        """All fields by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """All fields by name; without `latency` if there is none."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        del found["latency"]
+        return found if self.latency is None else {**found, "latency": self.latency.to_json()}
 
 
 PROFILES: Registry[DeviceProfile] = Registry("device profile")

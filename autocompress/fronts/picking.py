@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from autocompress.core.errors import NoAnswerError, UnknownNameError, UsageError, nearest
-from autocompress.fronts.entries import Member
+from autocompress.fronts.entries import LATENCY, Member
 from autocompress.fronts.geometry import knee_index
 
 if TYPE_CHECKING:
@@ -222,7 +222,8 @@ def _explain(members: Sequence[Member], constraints: Sequence[_Constraint]) -> s
     near = min(members, key=lambda m: (sum(c.violation(m) for c in constraints), *_preference(m)))
     held = f"retains {near.quality.retained:.4g} at {_megabytes(near.storage_bytes)}"
     if not math.isnan(near.latency_ms_per_token):
-        held += f" and {near.latency_ms_per_token:.4g} ms per token"
+        origin = near.resources[LATENCY].origin
+        held += f" and {near.latency_ms_per_token:.4g} ms per token ({origin})"
     relax = " or ".join(c.option for c in constraints if not c.allows(near))
     return (
         f"No member of the front fits: {why}. The nearest, {near.id[:8]}, {held}. Next step: "

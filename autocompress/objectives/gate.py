@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from autocompress.core import Resources
@@ -46,6 +46,7 @@ class Candidate:
         storage_bytes: bytes of the tensors.
         cost_efficiency: 1 is the base model.
         latency_ms_per_token: time per token.
+        latency_origin: where that is from.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Candidate:
     storage_bytes: int
     cost_efficiency: float = math.nan
     latency_ms_per_token: float = math.nan
+    latency_origin: str = ""
 
     @classmethod
     def of_member(cls, member: _Member) -> Candidate:
@@ -66,6 +68,7 @@ class Candidate:
             member.storage_bytes,
             member.cost_efficiency,
             math.nan if latency is None else latency.value,
+            "" if latency is None else latency.origin,
         )
 
     @classmethod
@@ -76,14 +79,15 @@ class Candidate:
             CheckpointError: the claim lacks a field.
         """
         try:
-            latency = claim["resources"].get(_LATENCY, {}).get("value")
+            latency = claim["resources"].get(_LATENCY, {})
             return cls(
                 str(claim["member"]),
                 _number(claim["quality"]["retained"]),
                 _number(claim["quality"]["standard_error"]),
                 storage_bytes,
                 _number(claim["cost_efficiency"]),
-                _number(latency),
+                _number(latency.get("value")),
+                str(latency.get("origin", "")),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
@@ -100,6 +104,7 @@ class Candidate:
             "storage_bytes": self.storage_bytes,
             "cost_efficiency": _known(self.cost_efficiency),
             "latency_ms_per_token": _known(self.latency_ms_per_token),
+            "latency_origin": self.latency_origin or None,
         }
 
 
@@ -114,6 +119,7 @@ class Check:
         is_floor: True if the value must be at least the threshold, False if at most.
         passed: equality passes, NaN does not.
         standard_error: of the value; 0 for what is counted, not measured.
+        origin: of the value, where that is not the same for all candidates.
     """
 
     name: str
@@ -122,6 +128,7 @@ class Check:
     is_floor: bool
     passed: bool
     standard_error: float = 0.0
+    origin: str = ""
 
     @property
     def is_within_noise(self) -> bool:
@@ -138,6 +145,7 @@ class Check:
             "passed": self.passed,
             "standard_error": _known(self.standard_error),
             "within_noise": self.is_within_noise,
+            **({"origin": self.origin} if self.origin else {}),
         }
 
 
@@ -164,7 +172,10 @@ def judge(
         ("latency_ms_per_token", candidate.latency_ms_per_token, max_latency_ms, False, 0.0),
     )
     checks = [
-        _check(name, float(value), float(threshold), is_floor, error)
+        replace(
+            _check(name, float(value), float(threshold), is_floor, error),
+            origin=candidate.latency_origin if name == _LATENCY else "",
+        )
         for name, value, threshold, is_floor, error in rules
         if threshold is not None
     ]

@@ -54,7 +54,7 @@ def render_report(
             metric_names=_metric_names(document),
             compared=comparison_summary(document.comparisons),
             member_names={m.id: m.name or m.id[:8] for m in document.members},
-            resource_origins={n: r.origin for n, r in document.base.resources.items()},
+            resource_origins=_origins(document),
             summary=trial_summary(trials),
             groups=_groups(document, provenance),
             version=version("autocompress"),
@@ -63,6 +63,15 @@ def render_report(
             plotly=Markup(get_plotlyjs()),
         )
     )
+
+
+def _origins(document: FrontDocument) -> dict[str, str]:
+    """Where each cost is from: that of the base, then others where models differ in it."""
+    shown = [document.base.resources, *(m.resources for m in document.members)]
+    return {
+        name: "; ".join(dict.fromkeys(found[name].origin for found in shown if name in found))
+        for name in document.base.resources
+    }
 
 
 def write_report(

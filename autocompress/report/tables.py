@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -15,6 +15,11 @@ from autocompress.core import Resource
 from autocompress.fronts import Finalized, FrontDocument, Member, comparison_summary
 from autocompress.objectives import Candidate, Check
 from autocompress.report import formats
+
+if TYPE_CHECKING:
+    from autocompress.cost import (
+        DeviceProfile,
+    )  # which imports torch, and front must answer at once
 
 _GOOD, _BAD = "green", "red"
 
@@ -99,8 +104,9 @@ def member_table(member: Member) -> RenderableType:
 
 
 def gate_table(candidate: Candidate, checks: Iterable[Check]) -> RenderableType:
-    """Each check with its value, threshold and verdict."""
+    """Each check with its value, threshold and verdict; below, where values are from."""
     table = _table("check", "value", "threshold", "verdict", title=f"gate: {candidate.id[:8]}")
+    notes: list[Text] = []
     for check in checks:
         rule = "≥" if check.is_floor else "≤"
         noise = " (within noise)" if check.is_within_noise else ""
@@ -110,7 +116,9 @@ def gate_table(candidate: Candidate, checks: Iterable[Check]) -> RenderableType:
             f"{rule} {_measured(check.name, check.threshold, 0.0)}",
             _verdict(check.passed, noise),
         )
-    return table
+        if check.origin:
+            notes.append(Text(f"{_words(check.name)}: {check.origin}", style="dim"))
+    return Group(table, *notes) if notes else table
 
 
 def verification_table(verification: Verified) -> RenderableType:
@@ -146,6 +154,20 @@ def spaces_table(spaces: Mapping[str, str]) -> RenderableType:
 def space_table(summary: Mapping[str, Any]) -> RenderableType:
     """What a space gives on a model; lists and mappings are spelled out."""
     return _facts({_words(name): _spelled(value) for name, value in summary.items()})
+
+
+def device_table(profile: DeviceProfile) -> RenderableType:
+    """A device profile; of measured times, the model, their number and the rest."""
+    facts = profile.to_json()
+    table = profile.latency
+    if table is not None:
+        facts["latency"] = f"{table.model} in {table.dtype}"
+        facts |= {
+            f"{times.n_tokens} token{'s' * (times.n_tokens > 1)}": f"{len(times.layers)} kinds of "
+            f"layers timed; all else takes {1e3 * times.rest:.4g} ms"
+            for times in table.passes
+        }
+    return space_table(facts)
 
 
 def methods_table(methods: Iterable[Mapping[str, Any]]) -> RenderableType:

@@ -113,7 +113,7 @@ def search(
         report_tokens: held-out tokens of the front.
         sequence_length: tokens per sequence.
         trial_timeout: seconds after which a trial is given up (Ray).
-        device_profile: device of the analytic latency: a name, or a file of `autocompress device`.
+        device_profile: device of the latency: a name, or a file of `autocompress device`.
         trust_remote_code: let code of the model repository run.
         token_weighting: ``gradient`` or ``none``: how tokens count in layer statistics.
         cache: directory of statistics and bank; by default in `out`; runs may share one.

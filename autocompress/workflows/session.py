@@ -138,12 +138,12 @@ class Session:
 
     @cached_property
     def cost(self) -> CostModel:
-        """Analytic costs on the named device."""
+        """Costs on the named device."""
         return replace(self._cost_of(self.base.layout), searched_layers=self.space.searched_layers)
 
     @property
     def given_resources(self) -> Resources:
-        """Analytic costs of the model as it was given, which all others are relative to."""
+        """Costs of the model as it was given, which all others are relative to."""
         return self._cost_of(self.given).resources(BASE_ALLOCATION)
 
     def _cost_of(self, layout: ModelLayout) -> CostModel:

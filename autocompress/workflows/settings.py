@@ -53,7 +53,7 @@ class SearchSettings:
         report_tokens: held-out tokens that the published front is measured on.
         sequence_length: tokens per sequence.
         trial_timeout_seconds: a trial that runs longer is given up; None for no limit.
-        device_profile: device of the analytic latency: a name that ships, or a ``.json`` file that
+        device_profile: device of the latency: a name that ships, or a ``.json`` file that
             `autocompress device` wrote.
         trust_remote_code: allow code from the model repository to run.
         token_weighting: how tokens count in layer statistics: ``gradient`` by the gradient that

@@ -60,7 +60,8 @@ def solve_run(
     Args:
         directory: of a search.
         max_bytes: largest storage of the whole model.
-        max_latency_ms: largest roofline time per token; only one of the two may be given.
+        max_latency_ms: longest time per token, as the search counted it; only one of the two may be
+            given.
 
     Returns:
         One solution for a budget; the predicted front over bytes, smallest first, without one.

@@ -62,6 +62,12 @@ def test_the_floor_is_named_when_it_is_what_rules_out():
         pick(document)
 
 
+def test_the_nearest_member_says_where_its_latency_is_from():
+    document = make_document([make_member("a", 10, 0.95, latency=7.0)])
+    with pytest.raises(NoAnswerError, match=r"7 ms per token \(analytic \(roofline of x\)\)"):
+        pick(document, max_latency_ms=5.0)
+
+
 def test_members_without_latency_do_not_fit_a_limit_on_it():
     document = make_document([make_member("a", 10, 0.95, latency=math.nan)])
     with pytest.raises(NoAnswerError, match=r"rules out 1 of 1 \(none has it\)"):

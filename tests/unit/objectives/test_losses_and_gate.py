@@ -35,7 +35,7 @@ def test_a_better_model_has_smaller_losses():
     assert all(low < high for low, high in zip(losses(better), losses(metrics()), strict=True))
 
 
-CANDIDATE = Candidate("3fa2c1d0", 0.972, 0.004, 22_100_000, 3.8, 0.7)
+CANDIDATE = Candidate("3fa2c1d0", 0.972, 0.004, 22_100_000, 3.8, 0.7, "analytic")
 
 
 def test_a_gate_checks_only_what_it_was_given():
@@ -81,6 +81,12 @@ def test_a_check_is_one_json_object():
         "name": "storage_bytes", "value": 22_100_000.0, "threshold": 20_000_000.0,
         "rule": "at most", "passed": False, "standard_error": 0.0, "within_noise": False,
     }  # fmt: skip
+
+
+def test_a_check_of_latency_says_where_it_is_from():
+    checks = judge(CANDIDATE, min_quality=0.9, max_latency_ms=1.0)
+    assert [check.origin for check in checks] == ["", "analytic"]
+    assert checks[1].to_json()["origin"] == "analytic"
 
 
 def test_a_member_of_a_front_can_be_judged():

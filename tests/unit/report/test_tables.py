@@ -80,6 +80,7 @@ def test_a_gate_shows_each_check_with_its_verdict(document):
     assert any("retained" in x and "pass (within noise)" in x for x in lines)
     assert any("storage bytes" in x and "≤ 1.00 kB" in x and "FAIL" in x for x in lines)
     assert any("latency ms per token" in x and "pass" in x for x in lines)
+    assert any("latency ms per token: analytic (roofline of cpu-2core-avx512)" in x for x in lines)
 
 
 def test_a_gate_says_what_is_not_known():
