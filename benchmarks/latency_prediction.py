@@ -32,14 +32,15 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau, spearmanr
 
-from autocompress.core import BASE_ALLOCATION, Allocation
+from autocompress.core import BASE_ALLOCATION, Allocation, Scheme
+from autocompress.core.machine import cpu_model
 from autocompress.cost import CostModel, DeviceProfile
 from autocompress.evaluate import TASKS, detect_task
 from autocompress.export.pass_timing import Stored, TimedModel, packed_model
 from autocompress.export.targets import space_for
 from autocompress.models import BaseModel, load_base_model, load_config
 from autocompress.report.progress import StudyProgress
-from autocompress.report.provenance import PACKAGES, cpu_model, installed_versions
+from autocompress.report.provenance import PACKAGES, installed_versions
 from autocompress.spaces import SearchSpace
 from autocompress.workflows.device import measure_device
 from autocompress.workflows.latency import measure_latency
@@ -103,7 +104,7 @@ def _draw(space: SearchSpace, n: int, seed: int) -> list[Allocation]:
     while len(found) < n:
         most = max(len(choice.options) for choice in space.choices)
         often = generator.dirichlet(np.full(most, 0.3))
-        schemes = {}
+        schemes: dict[str, Scheme] = {}
         for choice in space.choices:
             place = generator.choice(most, p=often) / most
             option = choice.options[int(place * len(choice.options))]
