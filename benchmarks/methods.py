@@ -31,7 +31,16 @@ import torch
 
 from autocompress.core import Allocation, LayerSpec, Scheme, TrialRequest
 from autocompress.core.errors import SchemeError, UnknownNameError
-from autocompress.methods import LayerProblem, check, compress
+from autocompress.core.layer import BLOCKS, Place
+from autocompress.methods import (
+    LayerProblem,
+    check,
+    compress,
+    compress_together,
+    shares,
+    sharing_layers,
+    written_numbers,
+)
 from autocompress.search import TrialContext
 from autocompress.search.run_trial import run_trial
 from autocompress.workflows.session import EXACT_DTYPE, Session, open_session
@@ -83,8 +92,18 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "rtn(bits=8,group_size=0)+int_inputs(bits=8)",
         "smoothquant+rtn(bits=8,group_size=0)+int_inputs(bits=8)",
     ),
+    "sharing": (
+        "autoencoder(piece=4,latents=8,span=all)",
+        "autoencoder(piece=6,latents=12,span=all)",
+        "autoencoder(piece=6,latents=12,span=2)",
+        "autoencoder(piece=4,latents=12,span=all)",
+        "autoencoder(piece=3,latents=12,span=all)",
+        "svd(rank=25%)+rtn(bits=8,group_size=128)",
+        "svd_llm(rank=25%)+rtn(bits=8,group_size=128)",
+    ),
 }  # fmt: skip
-"""Schemes by section; ``rank=60%`` keeps 60 % of a layer's parameters in the two factors."""
+"""Schemes by section; ``rank=60%`` keeps 60 % of a layer's parameters in the two factors, and
+``span=2`` shares between the layers of two adjacent blocks, ``span=all`` between those of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +165,18 @@ CLAIMS = (
     Claim("joint SparseGPT and GPTQ beat magnitude, then GPTQ",
           "sparsegpt(sparsity=0.5)+gptq(bits=4,group_size=128)",
           "magnitude(sparsity=0.5)+gptq(bits=4,group_size=128)"),
+    *(
+        Claim(f"a shared auto-encoder beats {name} at 2 bits",
+              "autoencoder(piece=6,latents=12,span=all)", worse)
+        for name, worse in (
+            ("a decomposition", "svd_llm(rank=25%)+rtn(bits=8,group_size=128)"),
+            ("coordinate descent on a grid", "quantease(bits=2,group_size=128)"),
+            ("learned levels", "kmeans(bits=2)"),
+        )
+    ),
+    Claim("a decoder of all blocks is no worse than one of every two",
+          "autoencoder(piece=6,latents=12,span=all)", "autoencoder(piece=6,latents=12,span=2)",
+          may_tie=True),
 )  # fmt: skip
 
 
@@ -163,21 +194,37 @@ LIMITS = (
 )
 
 
-def scheme_for(text: str, shape: tuple[int, int]) -> Scheme:
-    """The scheme that `text` spells for a layer (o, d): percentages become ranks."""
-    o, d = shape
+def scheme_for(text: str, layer: LayerSpec, layers: Iterable[LayerSpec]) -> Scheme:
+    """The scheme that `text` spells for a layer: percentages become ranks, spans blocks.
+
+    Args:
+        text: see `SECTIONS`.
+        layer: whose scheme it is.
+        layers: all that may share; a span that reaches beyond them ends with them.
+    """
+    o, d = layer.out_features, layer.in_features
 
     def rank(match: re.Match[str]) -> str:
         return f"rank={max(1, int(int(match[1]) / 100 * o * d / (o + d)))}"
 
-    return Scheme.parse(re.sub(r"rank=(\d+)%", rank, text))
+    def blocks(match: re.Match[str]) -> str:
+        here = Place.of(layer.name)
+        if here is None:
+            return f"{BLOCKS}="
+        places = [place for other in layers if (place := Place.of(other.name)) is not None]
+        alike = sorted(p.number for p in places if p.at(here.number) == layer.name)
+        width = len(alike) if match[1] == "all" else int(match[1])
+        start = alike.index(here.number) // width * width
+        return f"{BLOCKS}={written_numbers(alike[start : start + width])}"
+
+    return Scheme.parse(re.sub(r"span=(\w+)", blocks, re.sub(r"rank=(\d+)%", rank, text)))
 
 
 def allocation_of(text: str, layers: Iterable[LayerSpec]) -> tuple[Allocation, str]:
     """One scheme for all layers that take it, and why others do not (the first reason)."""
-    schemes, refusal = {}, ""
+    schemes, refusal, layers = {}, "", tuple(layers)
     for layer in layers:
-        scheme = scheme_for(text, (layer.out_features, layer.in_features))
+        scheme = scheme_for(text, layer, layers)
         try:
             check(layer, scheme)
         except UnknownNameError:
@@ -296,21 +343,39 @@ class Bench:
         }
 
     def _timed(self, allocation: Allocation) -> tuple[float, float]:
-        """Mean calibration loss, as a share of the output energy, and seconds per layer."""
-        losses, seconds = [0.0], [0.0]
+        """Mean calibration loss, as a share of the output energy, and seconds per layer.
+
+        Layers that share with one of the middle block count with it.
+        """
+        losses, seconds = [0.0], 0.0
         for layer in self.timed:
-            if layer.name not in allocation:
-                continue
-            weight = self.session.weights[layer.name]
-            statistics_ = self.session.searched_curvature.statistics(layer)
-            started = time.perf_counter()
-            dense = compress(weight, allocation[layer.name], statistics_).to_dense()
-            float(dense[0, 0])  # waits for the device
-            seconds.append(time.perf_counter() - started)
-            problem = LayerProblem(weight, statistics_)
-            losses.append(problem.loss(dense) / problem.loss(torch.zeros_like(dense)))
-        count = max(1, len(seconds) - 1)
-        return round(sum(losses) / count, 6), round(sum(seconds) / count, 4)
+            if layer.name in allocation:
+                names = sharing_layers(layer.name, allocation[layer.name])
+                more, taken = self._timed_together(names, allocation[layer.name])
+                losses += more
+                seconds += taken
+        count = max(1, len(losses) - 1)
+        return round(sum(losses) / count, 6), round(seconds / count, 4)
+
+    def _timed_together(self, names: Sequence[str], scheme: Scheme) -> tuple[list[float], float]:
+        """Losses of layers that are compressed together, and the seconds that all took."""
+        layers = [self.session.base.layout.layer(name) for name in names]
+        weights = [self.session.weights[name] for name in names]
+        found = [self.session.searched_curvature.statistics(layer) for layer in layers]
+        started = time.perf_counter()
+        if shares(scheme):
+            packed = compress_together(weights, scheme, found)
+        else:
+            packed = (compress(weights[0], scheme, found[0]),)
+        dense = [one.to_dense() for one in packed]
+        float(dense[-1][0, 0])  # waits for the device
+        seconds = time.perf_counter() - started
+        problems = map(LayerProblem, weights, found)
+        losses = [
+            problem.loss(one) / problem.loss(torch.zeros_like(one))
+            for problem, one in zip(problems, dense, strict=True)
+        ]
+        return losses, seconds
 
 
 def header(arguments: argparse.Namespace, session: Session) -> dict[str, Any]:

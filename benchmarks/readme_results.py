@@ -37,6 +37,7 @@ SECTIONS = {
     "sparsities": "Pruning",
     "factors": "Low rank, by the share of parameters that the factors keep",
     "compositions": "Compositions",
+    "sharing": "Layers that share",
 }
 TRIALS = ("25", "50", "100", "300", "2000")
 

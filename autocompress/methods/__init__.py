@@ -6,6 +6,7 @@ it registers itself. `METHODS` lists them.
 
 from autocompress.methods import (  # noqa: F401
     asvd,
+    autoencoder,
     autoround,
     awq,
     basis_sharing,

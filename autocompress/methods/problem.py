@@ -97,7 +97,7 @@ class LayerProblem:
         self.weight = weight.detach().to(torch.float32).contiguous()
         self.statistics = statistics
         self.hessian = self._checked_hessian()
-        self._factors: dict[tuple[bool, float], InverseFactor | None] = {}
+        self._factors: dict[tuple[bool, float, int], InverseFactor | None] = {}
         self._derived: dict[Hashable, LayerProblem] = {}
         self._latest: tuple[Hashable, object] = (None, None)
         if not bool(torch.isfinite(self.weight).all()):
@@ -182,20 +182,27 @@ class LayerProblem:
         """
         return float(row_losses(dense, self.weight, self.hessian).sum())
 
-    def inverse_factor(self, *, by_activation: bool, damping: float) -> InverseFactor | None:
-        """The inverse factor, inputs ordered by diag(H) if `by_activation`; None if all fails."""
-        key = (by_activation, damping)
+    def inverse_factor(
+        self, *, by_activation: bool, damping: float, piece: int = 1
+    ) -> InverseFactor | None:
+        """The inverse factor, inputs ordered by diag(H) if `by_activation`; None if all fails.
+
+        Runs of `piece` inputs, which must divide d, stay together: they go by their sums.
+        """
+        key = (by_activation, damping, piece)
         if key not in self._factors:
-            self._factors[key] = self._factorised(by_activation, damping)
+            self._factors[key] = self._factorised(by_activation, damping, piece)
         return self._factors[key]
 
-    def _factorised(self, by_activation: bool, damping: float) -> InverseFactor | None:
+    def _factorised(self, by_activation: bool, damping: float, piece: int) -> InverseFactor | None:
         if self.hessian is None:
             return None
         diagonal = self.hessian.diagonal()
         order = torch.arange(len(diagonal), device=diagonal.device)
         if by_activation:
-            order = torch.argsort(diagonal, descending=True, stable=True)
+            sums = diagonal.view(-1, piece).sum(1)
+            runs = torch.argsort(sums, descending=True, stable=True)
+            order = order.view(-1, piece)[runs].view(-1)
         permuted = self.hessian[order][:, order].to(torch.float64)
         mean = float(diagonal.mean()) or 1.0
         for share in (damping, 10 * damping, 100 * damping, 1.0):

@@ -114,8 +114,12 @@ class _Scaled(LayerProblem):
     def with_weight(self, weight: Tensor) -> LayerProblem:
         return _Scaled(weight, self.statistics, self._source, self._scales)
 
-    def inverse_factor(self, *, by_activation: bool, damping: float) -> InverseFactor | None:
-        factor = self._source.inverse_factor(by_activation=by_activation, damping=damping)
+    def inverse_factor(
+        self, *, by_activation: bool, damping: float, piece: int = 1
+    ) -> InverseFactor | None:
+        factor = self._source.inverse_factor(
+            by_activation=by_activation, damping=damping, piece=piece
+        )
         if factor is None:
             return None
         upper = factor.upper * self._scales[factor.order]

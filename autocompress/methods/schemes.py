@@ -257,6 +257,14 @@ def _check_sharing(ready: Plan) -> None:
         return
     names = {METHODS[s.method].kind: s.method for s in ready.scheme.stages}
     sharing = next(s.method for s in ready.scheme.stages if isinstance(METHODS[s.method], Sharing))
+    last = ready.quantize
+    if last is not None and isinstance(last.method, Sharing):
+        first = names.get(StageKind.SHARE) or names.get(StageKind.FACTORIZE)
+        if first is not None:
+            raise SchemeError(
+                f"{names[StageKind.QUANTIZE]} quantizes layers that share, as they are, so it "
+                f"cannot follow {first} (in {ready.scheme}). Leave one of the two out."
+            )
     if ready.transform is not None:
         raise SchemeError(
             f"{names[StageKind.TRANSFORM]} gives each layer a basis of its own, so it cannot "

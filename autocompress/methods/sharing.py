@@ -18,7 +18,8 @@ from torch import Tensor
 from autocompress.core.digest import digest
 from autocompress.core.errors import SchemeError
 from autocompress.core.layer import BLOCKS, EXPERTS, Among, Place
-from autocompress.methods.base import Method, OptionsT, StageKind
+from autocompress.methods.base import Method, OptionsT, Quantizer, StageKind
+from autocompress.methods.coding import Quantized
 from autocompress.methods.problem import DAMPING, LayerProblem, LayerStatistics
 
 _PLACES = {BLOCKS: Place.of, EXPERTS: Place.of_expert}
@@ -69,6 +70,25 @@ class Tie(Method[OptionsT], Sharing):
     def is_shared(self, tensor: str) -> bool:  # noqa: ARG002 - every tensor is
         """See `Sharing.is_shared`."""
         return True
+
+
+class SharedQuantizer(Quantizer[OptionsT], Sharing):
+    """Quantizes layers together; what some of the parameters say holds for all of them."""
+
+    @abstractmethod
+    def quantize_together(
+        self, problems: Sequence[LayerProblem], options: OptionsT
+    ) -> list[Quantized]:
+        """Each layer's codes, with all of its parameters: those that are shared are equal."""
+
+    def quantize(
+        self,
+        problem: LayerProblem,
+        mask: Tensor | None,  # noqa: ARG002 - codings that layers share are not maskable
+        options: OptionsT,
+    ) -> Quantized:
+        """See `Quantizer.quantize`; of a layer by itself."""
+        return self.quantize_together([problem], options)[0]
 
 
 def written_numbers(numbers: Sequence[int]) -> str:

@@ -27,7 +27,7 @@ from autocompress.methods.compress import (
 )
 from autocompress.methods.problem import LayerProblem, LayerStatistics
 from autocompress.methods.schemes import Plan, Step, plan
-from autocompress.methods.sharing import Tie, pooled
+from autocompress.methods.sharing import SharedQuantizer, Tie, pooled
 from autocompress.methods.storage import RESIDUAL
 
 
@@ -78,7 +78,20 @@ def _shared(problems: Sequence[LayerProblem], ready: Plan, dtype: torch.dtype) -
     """What the stages before a residual make of each layer."""
     if ready.share is not None:
         return _tied(problems, ready.share, ready, dtype)
-    return _shared_factors(problems, ready, dtype)
+    if ready.factorize is not None:
+        return _shared_factors(problems, ready, dtype)
+    return _shared_codes(problems, ready, dtype)
+
+
+def _shared_codes(problems: Sequence[LayerProblem], ready: Plan, dtype: torch.dtype) -> list[Found]:
+    """Codes of each, whose meaning all of them share."""
+    assert ready.quantize is not None  # else nothing is shared
+    method = ready.quantize.method
+    assert isinstance(method, SharedQuantizer)
+    o, d = problems[0].weight.shape
+    storage = ready.storage((o, d))
+    found = method.quantize_together(problems, ready.quantize.options)
+    return [(storage.encode(one, None, dtype), one.notes) for one in found]
 
 
 def _tied(

@@ -7,6 +7,8 @@ consecutive inputs of a row. ``||X_j||`` is proportional to ``sqrt(H_jj)``.
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from autocompress.methods.base import METHODS, Needs
 from autocompress.methods.problem import LayerProblem
 from autocompress.methods.sparsity import (
@@ -34,16 +36,28 @@ class Wanda(PruningSparsifier):
 
     def choose(self, problem: LayerProblem, options: PruningOptions) -> Pruned:
         """See `PruningSparsifier.choose`; without statistics every input counts the same."""
-        scores, notes = problem.weight.abs(), tuple[str, ...]()
+        scores, notes = _scores(problem), tuple[str, ...]()
         if problem.hessian is None:
             notes = ("wanda compared magnitudes per row: the layer has no calibration statistics",)
-        else:
-            scores = scores * problem.hessian.diagonal().clamp(min=0).sqrt()
         if options.kept_of is not None:
             return Pruned(keep_pattern(scores, options.kept_of), None, notes)
         return Pruned(
             keep_highest(scores, n_kept_of(scores.shape[1], options.sparsity)), None, notes
         )
+
+
+def outlier_share(problem: LayerProblem, factor: float = 5.0) -> float:
+    """Share of the weights whose score is above `factor` times the mean of all, 0 to 1 (OWL)."""
+    scores = _scores(problem)
+    return float((scores > factor * scores.mean()).double().mean())
+
+
+def _scores(problem: LayerProblem) -> Tensor:
+    """``|W_ij| ||X_j||`` (o, d), up to a factor; without statistics ``|W_ij|``."""
+    scores = problem.weight.abs()
+    if problem.hessian is None:
+        return scores
+    return scores * problem.hessian.diagonal().clamp(min=0).sqrt()
 
 
 METHODS.add("wanda", Wanda())

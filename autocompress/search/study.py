@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -67,6 +67,8 @@ class Study:
             driver's context has rungs (`TrialContext.with_racing`); None runs all to the end.
         mirror: told each finished trial.
         progress: called after each finished trial, in this process.
+        proposed: named allocations of the space that are measured after the uniform ones, whoever
+            samples; the same ones whenever the study goes on.
 
     Raises:
         BudgetError: the budget is in GPU-hours and the driver holds no GPU.
@@ -84,6 +86,7 @@ class Study:
         racing: Racing | None = DEFAULT_RACING,
         mirror: Mirror | None = None,
         progress: Callable[[Progress], None] | None = None,
+        proposed: Sequence[tuple[str, Allocation]] = (),
     ) -> None:
         if budget.gpu_seconds is not None and not driver.n_gpus:
             raise BudgetError(
@@ -94,7 +97,7 @@ class Study:
         self._space, self._sampler, self._driver = space, sampler, driver
         self._journal, self._budget = journal, budget
         self._mirror, self._progress = mirror, progress
-        self._baselines = baselines(space)
+        self._baselines = (*baselines(space), *proposed)
         self._done: dict[int, TrialResult] = {}
         self._known: dict[Allocation, TrialResult] = {}
         self._running: dict[int, TrialRequest] = {}

@@ -32,26 +32,27 @@ def uniform_baselines(space: SearchSpace) -> tuple[tuple[str, Allocation], ...]:
     space that offers none of the three has one baseline for each label that at least half of the
     layers share.
     """
-    kind = _shared_kind(space)
+    kind = shared_kind(space)
     if kind is None:
         named = _by_label(space)
     else:
-        values = {v for c in space.choices for v in _levels_of(c, kind)}
+        values = {v for c in space.choices for v in levels_of(c, kind)}
         mildest_first = sorted(values, reverse=kind != "sparsity")
         named = [(_NAMES[kind](v), _uniform(space, kind, v)) for v in mildest_first]
     return _without_base_and_repeats(named)
 
 
-def _shared_kind(space: SearchSpace) -> LevelKind | None:
+def shared_kind(space: SearchSpace) -> LevelKind | None:
+    """What "uniform" means in the space; None if it is the label."""
     n_layers = len(space.searched_layers)
     for kind in _KINDS:
-        offering = sum(len(c.layers) for c in space.choices if _levels_of(c, kind))
+        offering = sum(len(c.layers) for c in space.choices if levels_of(c, kind))
         if offering and 2 * offering >= n_layers:
             return kind
     return None
 
 
-def _levels_of(choice: Choice, kind: LevelKind) -> dict[float, int]:
+def levels_of(choice: Choice, kind: LevelKind) -> dict[float, int]:
     """Value of `kind` to the level that stands for it."""
     levels: dict[float, int] = {}
     for level, option in enumerate(choice.options):  # sorted by bytes: the dearest is kept
@@ -79,11 +80,12 @@ def _value(option: Option, kind: LevelKind) -> float | None:
 
 
 def _uniform(space: SearchSpace, kind: LevelKind, value: float) -> Allocation:
-    return space.decode({c.name: _nearest_milder(c, kind, value) for c in space.choices})
+    return space.decode({c.name: nearest_milder(c, kind, value) for c in space.choices})
 
 
-def _nearest_milder(choice: Choice, kind: LevelKind, value: float) -> int:
-    levels = _levels_of(choice, kind)
+def nearest_milder(choice: Choice, kind: LevelKind, value: float) -> int:
+    """The level that a choice takes in the uniform baseline of that value."""
+    levels = levels_of(choice, kind)
     if kind == "sparsity":
         milder = [v for v in levels if v <= value]
         best = max(milder, default=None)

@@ -34,6 +34,7 @@ from autocompress.workflows.contexts import (
     search_context,
 )
 from autocompress.workflows.finalize import finalize_in
+from autocompress.workflows.owl import recorded_owl, resolved_owl
 from autocompress.workflows.predictions import Predictions
 from autocompress.workflows.publish import front_document, measure_on_report_tokens, shortlist
 from autocompress.workflows.report import write_provenance, write_report
@@ -169,8 +170,9 @@ def run_search(
                 table = _table(sampler_class, session, context, driver, directory)
                 sampler = sampler_class(space, seed=settings.seed, table=table, aims=aims)
                 study = Study(
-                    space, sampler, driver, journal, budget, mirror=mirror, progress=shown.trial
-                )
+                    space, sampler, driver, journal, budget, mirror=mirror, progress=shown.trial,
+                    proposed=recorded_owl(record.resolved, space),
+                )  # fmt: skip
                 results = study.run()
                 spent = study.spent
         if study.interrupted:
@@ -250,6 +252,7 @@ def study_record(session: Session, old: StudyRecord | None = None) -> StudyRecor
         plan = session.plan()
         report = {"dtype": session.report_dtype(plan), "batch_size": plan.batch_size}
         resolved = {**facts, "forward": plan.to_json(), "report": report}
+        resolved |= resolved_owl(session, plan.dtype)
         return StudyRecord(session.settings, resolved)
     for name, value in facts.items():
         if old.resolved[name] != value:

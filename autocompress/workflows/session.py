@@ -222,7 +222,7 @@ class Session:
             root=self.cache / "bank",
             layout=self.base.layout,
             weights=self.weights,
-            statistics=self._statistics(statistics_dtype),
+            statistics=self.statistics(statistics_dtype),
             capacity_bytes=None if size is None else parse_bytes(size),
             dense_bytes=self._dense_bytes(),
         )
@@ -299,7 +299,8 @@ class Session:
             progress=self.progress.advance,
         )
 
-    def _statistics(self, dtype: str) -> Callable[[LayerSpec], LayerStatistics]:
+    def statistics(self, dtype: str) -> Callable[[LayerSpec], LayerStatistics]:
+        """Of the inputs of each layer, as methods use them; `dtype` as for `bank`."""
         layers = {name for name, want in _layer_needs(self.space).items() if want > Needs.NONE}
         if not layers:
             return _no_statistics

@@ -7,6 +7,23 @@ from autocompress.testing.method_contract import MethodExamples
 from autocompress.testing.sharing_contract import SHARING_CONTRACT
 
 EXAMPLES = {
+    "autoencoder": MethodExamples(
+        schemes=(
+            "autoencoder(blocks=0/1/2,piece=8,latents=5,hidden=0,rounds=0,steps=2)",
+            "autoencoder(blocks=0/1/2,piece=4,latents=5,steps=2)+eora(rank=3)+int_inputs",
+        ),
+        ladder=tuple(
+            f"autoencoder(blocks=0/1/2,piece=2,latents={bits},steps=2)" for bits in (2, 4, 6)
+        ),
+        bad_options={
+            "piece": "autoencoder(blocks=0/1,piece=1)",
+            "latents": "autoencoder(blocks=0/1,latents=17)",
+            "hidden": "autoencoder(blocks=0/1,hidden=-1)",
+            "steps": "autoencoder(blocks=0/1,steps=-1)",
+            "rounds": "autoencoder(blocks=0/1,rounds=-1)",
+            "blocks": "autoencoder(blocks=4)",
+        },
+    ),
     "basis_sharing": MethodExamples(
         schemes=(
             "basis_sharing(blocks=0/1/2,rank=9)",

@@ -13,6 +13,7 @@ from autocompress.testing.method_contract import example_layer
 
 EVERY = [text for section in bench.SECTIONS.values() for text in section]
 LAYER = replace(example_layer(36, 90).spec, name="a", out_features=384, in_features=1536)
+BLOCKS = [replace(LAYER, name=f"blocks.{number}.up") for number in range(4)]
 
 
 def row(scheme, damages, **more):
@@ -22,16 +23,17 @@ def row(scheme, damages, **more):
 
 @pytest.mark.parametrize("text", EVERY)
 def test_a_layer_of_a_usual_shape_takes_every_scheme(text):
-    allocation, refusal = bench.allocation_of(text, [LAYER])
-    assert len(allocation) == 1, refusal
+    allocation, refusal = bench.allocation_of(text, BLOCKS)
+    assert len(allocation) == len(BLOCKS), refusal
 
 
 def test_every_method_is_measured():
-    used = {stage.method for text in EVERY for stage in bench.scheme_for(text, (99, 99)).stages}
+    schemes = {text: bench.scheme_for(text, BLOCKS[0], BLOCKS) for text in EVERY}
+    used = {stage.method for scheme in schemes.values() for stage in scheme.stages}
     one_by_one = {name for name in METHODS if not isinstance(METHODS[name], Sharing)}
     of_experts = {"drop"}  # a model of which no layer is left has no quality to measure
     assert one_by_one - of_experts <= used
-    assert len(EVERY) == len({canonical(bench.scheme_for(text, (384, 1536))) for text in EVERY})
+    assert len(EVERY) == len(set(map(canonical, schemes.values())))
 
 
 def test_every_claim_is_about_measured_schemes():
@@ -44,9 +46,18 @@ def test_every_claim_is_about_measured_schemes():
 
 @pytest.mark.parametrize(("kept", "rank"), [("100%", 307), ("60%", 184), ("1%", 3), ("0%", 1)])
 def test_a_percentage_is_that_of_the_parameters(kept, rank):
-    assert bench.scheme_for(f"svd(rank={kept})+rtn", (384, 1536)) == Scheme.parse(
-        f"svd(rank={rank})+rtn"
-    )
+    scheme = bench.scheme_for(f"svd(rank={kept})+rtn", LAYER, [LAYER])
+    assert scheme == Scheme.parse(f"svd(rank={rank})+rtn")
+
+
+def test_a_span_is_that_of_adjacent_blocks():
+    """The last ones share among fewer; layers of other shapes and names do not count."""
+    layers = [replace(LAYER, name=f"blocks.{number}.up") for number in (0, 1, 2, 3, 4)]
+    others = [replace(LAYER, name="blocks.5.down"), replace(LAYER, name="head")]
+    found = [bench.scheme_for("tied(span=2)", x, [*layers, *others]) for x in layers[::2]]
+    assert [str(scheme) for scheme in found[:2]] == ["tied(blocks=0/1)", "tied(blocks=2/3)"]
+    whole = bench.scheme_for("tied(span=all)", layers[3], layers)
+    assert str(whole) == "tied(blocks=0/1/2/3/4)"
 
 
 def test_layers_that_refuse_stay_as_they_are():

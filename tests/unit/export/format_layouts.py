@@ -86,6 +86,8 @@ def code_bytes(stage: Stage, n: int) -> int:
         return bands + packed_bytes(n // bands, 1) * total_width(stage)
     if stage.method == "product":
         n //= stage.number("block")
+    if stage.method == "autoencoder":
+        return packed_bytes(n // stage.number("piece") * stage.number("latents"), 1)
     return packed_bytes(n, bits_of(stage))
 
 
@@ -97,7 +99,20 @@ def parameter_layout(stage: Stage, shape: Shape) -> Layout:
         return {"codebook": ((shape[0], 1 << bits_of(stage)), "float16")}
     if stage.method == "product":
         return {"codebook": ((stage.number("codewords"), stage.number("block")), "float16")}
+    if stage.method == "autoencoder":
+        return piece_layout(stage, shape)
     return scale_layout(stage, (shape[0], -(-shape[1] // width_of(stage, shape[1]))))
+
+
+def piece_layout(stage: Stage, shape: Shape) -> Layout:
+    piece, latents, hidden = map(stage.number, ("piece", "latents", "hidden"))
+    found: Layout = {"scales": ((shape[0],), "float16"), "columns": ((shape[1],), "float16")}
+    found["decoder_linear"] = (piece, latents), "float16"
+    if hidden:
+        found["decoder_inner"] = (hidden, latents), "float16"
+        found["decoder_bias"] = (hidden,), "float16"
+        found["decoder_outer"] = (piece, hidden), "float16"
+    return found
 
 
 def scale_layout(stage: Stage, scales: Shape) -> Layout:

@@ -22,7 +22,7 @@ KINDS = {
     "sparsify": ("magnitude", "wanda", "sparsegpt", "obs_block"),
     "quantize": (
         "rtn", "gptq", "autoround", "quantease", "cast", "fp8", "mxfp4", "nvfp4", "nf4",
-        "binary", "ternary", "hqq", "kmeans", "product", "subgroup", "drop",
+        "binary", "ternary", "hqq", "kmeans", "product", "subgroup", "drop", "autoencoder",
     ),
     "residual": ("eora", "lq_lora", "outlier_columns", "outlier_weights"),
     "inputs": ("int_inputs",),
@@ -101,6 +101,8 @@ def is_shared(tensor: str, scheme: str) -> bool:
     methods = {stage.method for stage in read_scheme(scheme).values()}
     if methods & {"tied", "merged"}:
         return not tensor.startswith("r.")
+    if "autoencoder" in methods:
+        return tensor.startswith("decoder_")
     return "basis_sharing" in methods and tensor.startswith("b.")
 
 
@@ -157,6 +159,8 @@ def read_matrix(tensors: Tensors, quantize: Stage | None, shape: Shape) -> np.nd
         return read_bands(tensors, quantize, shape)
     if quantize.method == "product":
         return read_product(tensors, quantize, shape)
+    if quantize.method == "autoencoder":
+        return read_pieces(tensors, quantize, shape)
     if quantize.method == "cast":
         flat = np.zeros(n, dtype=F32)
         flat[kept] = read_cast(tensors["packed"], quantize.options["dtype"])
@@ -259,6 +263,20 @@ def read_product(tensors: Tensors, stage: Stage, shape: Shape) -> np.ndarray:
     n = shape[0] * shape[1] // stage.number("block")
     codes = read_codes(tensors["packed"], bits_of(stage), n)
     return tensors["codebook"].astype(F32)[codes].reshape(shape)
+
+
+def read_pieces(tensors: Tensors, stage: Stage, shape: Shape) -> np.ndarray:
+    latents = stage.number("latents")
+    n = shape[0] * shape[1] // stage.number("piece") * latents
+    signs = (2 * read_codes(tensors["packed"], 1, n) - 1).reshape(-1, latents).astype(F32)
+    found = signs @ tensors["decoder_linear"].astype(F32).T
+    if stage.number("hidden"):
+        names = ("decoder_inner", "decoder_bias", "decoder_outer")
+        inner, bias, outer = (tensors[name].astype(F32) for name in names)
+        bent = signs @ inner.T + bias
+        found += np.where(bent < 0, bent * F32(0.125), bent) @ outer.T
+    found = found.reshape(shape) * tensors["columns"].astype(F32)
+    return found * tensors["scales"].astype(F32)[:, None]
 
 
 def read_bands(tensors: Tensors, stage: Stage, shape: Shape) -> np.ndarray:

@@ -43,6 +43,7 @@ CHECKPOINTS = (
     "packed_smoothquant",
     "packed_sharing",
     "packed_experts",
+    "packed_autoencoder",
 )
 LAYERS = {
     (checkpoint, name): layer

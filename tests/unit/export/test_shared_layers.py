@@ -30,6 +30,7 @@ SCHEMES = {
     "self_attn.k_proj": "basis_sharing(blocks=0/1,rank=8)+rtn(bits=4,group_size=16)",
     "mlp.gate_proj": "tied(blocks=0/1)+rtn(bits=8)",
     "self_attn.o_proj": "tied(blocks=0/1)+rtn(bits=4)+eora(rank=2)",
+    "self_attn.v_proj": "autoencoder(blocks=0/1,piece=4,latents=5,steps=2)",
     "mlp.up_proj": "basis_sharing(blocks=0/1,rank=9)+rtn(bits=8)+eora(rank=2)",
 }
 DEVICE = DeviceProfile("slow", 1e6, 1e5, 10**9, "made up")

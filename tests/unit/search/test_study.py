@@ -268,3 +268,18 @@ def test_an_interrupt_while_a_trial_is_journaled_loses_nothing(tmp_path, monkeyp
     assert study.interrupted
     assert results == list(read_journal(tmp_path / "trials.jsonl").results)
     assert len(results) == study.spent.trials == 10
+
+
+def test_proposed_allocations_come_after_the_uniform_ones_and_again_on_a_resume(tmp_path):
+    levels = {choice.name: n % 2 for n, choice in enumerate(SPACE.choices)}
+    proposed = [("mixed", SPACE.decode(levels))]
+    results, _ = search(tmp_path / "whole", budget="12 trials", proposed=proposed)
+    names = [r.request.baseline_name for r in results]
+    assert names[N_BASELINES] == "mixed"
+    assert results[N_BASELINES].request.allocation == proposed[0][1]
+    assert names[N_BASELINES + 1] is None or not names[N_BASELINES + 1]
+    search(tmp_path / "parts", budget=f"{N_BASELINES} trials", proposed=proposed)
+    again, _ = search(tmp_path / "parts", budget="12 trials", proposed=proposed)
+    assert archive(again) == archive(results)
+    with pytest.raises(RunDirectoryError, match="belongs to another study"):
+        search(tmp_path / "parts", budget="13 trials", proposed=[("other", BASE_ALLOCATION)])
