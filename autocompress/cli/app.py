@@ -40,6 +40,7 @@ from autocompress.cli.options import (
     MinEfficiency,
     MinQuality,
     Model,
+    Optimize,
     OptionalOut,
     Out,
     Profile,
@@ -124,6 +125,7 @@ def search(
     bank_size: BankSize = None,
     aim: Aims = None,
     finalize: Finalize = True,
+    optimize: Optimize = "quality,bytes",
 ) -> None:
     """Search compressed versions of MODEL and write a measured Pareto front."""
     from autocompress.report.tables import front_table
@@ -138,7 +140,7 @@ def search(
         trial_timeout_seconds=trial_timeout, device_profile=device_profile,
         trust_remote_code=trust_remote_code, token_weighting=token_weighting,
         cache=None if cache is None else str(cache), bank_size=bank_size,
-        aim=tuple(aim or ()), finalize=finalize,
+        aim=tuple(aim or ()), finalize=finalize, optimize=optimize,
     )  # fmt: skip
     from autocompress.workflows.search import run_search
 

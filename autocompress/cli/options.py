@@ -81,8 +81,15 @@ Aims = Annotated[
     list[str] | None,
     typer.Option(
         "--aim",
-        help="A size such as 60MB at which the best model is wanted most; may be repeated. "
-        "Without one: the sizes of the baselines.",
+        help="A size such as 60MB (or 3ms, where latency comes first in --optimize) at which the "
+        "best model is wanted most; may be repeated. Without one: the sizes of the baselines.",
+    ),
+]
+Optimize = Annotated[
+    str,
+    typer.Option(
+        help="quality and what it is traded for, the main one first: bytes, latency, bytes_moved, "
+        "macs, or several, e.g. quality,bytes,latency."
     ),
 ]
 Finalize = Annotated[

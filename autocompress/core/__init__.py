@@ -5,6 +5,15 @@ from autocompress.core.digest import derived_seed, digest, digest_bytes
 from autocompress.core.footprint import Footprint, TensorLayout
 from autocompress.core.layer import DTYPE_BYTES, ROLES, ExpertOf, LayerSpec
 from autocompress.core.metrics import Measurement, Metrics, Quality, Resource, Resources
+from autocompress.core.objectives import (
+    DAMAGE,
+    DEFAULT_OBJECTIVES,
+    LATENCY,
+    STORAGE,
+    Objectives,
+    cost_of,
+    short_name,
+)
 from autocompress.core.registry import Registry
 from autocompress.core.scheme import BASE_SCHEME, OptionValue, Scheme, Stage
 from autocompress.core.trial import Bar, TrialRequest, TrialResult, TrialStatus
@@ -12,8 +21,12 @@ from autocompress.core.trial import Bar, TrialRequest, TrialResult, TrialStatus
 __all__ = [
     "BASE_ALLOCATION",
     "BASE_SCHEME",
+    "DAMAGE",
+    "DEFAULT_OBJECTIVES",
     "DTYPE_BYTES",
+    "LATENCY",
     "ROLES",
+    "STORAGE",
     "Allocation",
     "Bar",
     "ExpertOf",
@@ -21,6 +34,7 @@ __all__ = [
     "LayerSpec",
     "Measurement",
     "Metrics",
+    "Objectives",
     "OptionValue",
     "Quality",
     "Registry",
@@ -32,7 +46,9 @@ __all__ = [
     "TrialRequest",
     "TrialResult",
     "TrialStatus",
+    "cost_of",
     "derived_seed",
     "digest",
     "digest_bytes",
+    "short_name",
 ]

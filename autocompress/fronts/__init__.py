@@ -25,7 +25,13 @@ from autocompress.fronts.document import (
     relative_hypervolume,
 )
 from autocompress.fronts.front import Front
-from autocompress.fronts.geometry import hypervolume, knee_index, non_dominated, reference_point
+from autocompress.fronts.geometry import (
+    contributions,
+    hypervolume,
+    knee_index,
+    non_dominated,
+    reference_point,
+)
 
 __all__ = [
     "FRONT_FILE",
@@ -43,6 +49,7 @@ __all__ = [
     "Verdict",
     "against_baselines",
     "comparison_summary",
+    "contributions",
     "find_member",
     "hypervolume",
     "knee_index",

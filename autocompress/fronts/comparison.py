@@ -1,7 +1,8 @@
 """Whether a front beats what needs no search: each baseline against the best member that fits.
 
 The significance of a difference is judged one-sidedly at `CONFIDENT` standard errors. The member
-is the best of the front at no more bytes, chosen on the very tokens that judge it, so a gain of
+is the best of the front at no more bytes (at no more of each resource that the study optimized),
+chosen on the very tokens that judge it, so a gain of
 little more than that is optimistic.
 """
 
@@ -10,18 +11,18 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from autocompress.core import Measurement
+from autocompress.core import DEFAULT_OBJECTIVES, STORAGE, Measurement, Objectives
 from autocompress.fronts.entries import Member
 
 CONFIDENT = 1.645  # one-sided 5 % of the normal distribution
 
 
 class Verdict(StrEnum):
-    """How the best member at no more bytes compares with a baseline."""
+    """How the best member at no more cost compares with a baseline."""
 
     BETTER = "better"
     TIE = "tie"
@@ -66,16 +67,17 @@ Differences = Callable[[Member, Member], Difference]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A baseline against the best member of the front that takes no more bytes.
+    """A baseline against the best member of the front that takes no more of what is optimized.
 
     Attributes:
         baseline: its name.
-        verdict: ``none`` if no member takes no more bytes or the baseline has no finite quality.
+        verdict: ``none`` if no member fits or the baseline has no finite quality.
         member: id of the member; empty if there is none.
         is_itself: True if the baseline is that member: every other one that fits is significantly
             worse, or none fits. The search then found nothing better there.
-        bytes_saved: baseline minus member.
+        bytes_saved: baseline minus member; below 0 only if bytes are not optimized.
         difference: member minus baseline; None without a member.
+        saved: the same of each other optimized resource.
     """
 
     baseline: str
@@ -84,6 +86,11 @@ class Comparison:
     is_itself: bool = False
     bytes_saved: int = 0
     difference: Difference | None = None
+    saved: Mapping[str, float] = field(default_factory=dict)
+
+    def saving(self, resource: str) -> float:
+        """Baseline minus member, of one optimized resource."""
+        return self.bytes_saved if resource == STORAGE else self.saved[resource]
 
     @property
     def label(self) -> str:
@@ -96,6 +103,8 @@ class Comparison:
         if self.difference is None:
             return data
         data |= {"member": self.member, "bytes_saved": self.bytes_saved}
+        if self.saved:
+            data["saved"] = dict(self.saved)
         if self.is_itself:
             data["is_itself"] = True
         data["retained_difference"] = _to_json(self.difference.retained)
@@ -119,6 +128,7 @@ class Comparison:
             is_itself=bool(data.get("is_itself", False)),
             bytes_saved=int(data.get("bytes_saved", 0)),
             difference=difference,
+            saved={name: float(value) for name, value in data.get("saved", {}).items()},
         )
 
 
@@ -155,9 +165,12 @@ def paired(damages: Mapping[str, Sequence[float]]) -> Differences:
 
 
 def against_baselines(
-    members: Sequence[Member], baselines: Iterable[Member], differences: Differences = unpaired
+    members: Sequence[Member],
+    baselines: Iterable[Member],
+    differences: Differences = unpaired,
+    objectives: Objectives = DEFAULT_OBJECTIVES,
 ) -> tuple[Comparison, ...]:
-    """Each baseline against the member of highest retained quality at no more bytes.
+    """Each baseline against the member of highest retained quality at no more cost.
 
     The baseline itself, where it is on the front, counts only if that member is significantly
     worse or missing. If the front is that of candidates which hold the baselines, no verdict is
@@ -167,17 +180,20 @@ def against_baselines(
         members: of the front.
         baselines: in any order, which the answer keeps.
         differences: between a member and a baseline.
+        objectives: the costs that count, each of them.
     """
-    return tuple(_against(members, baseline, differences) for baseline in baselines)
+    return tuple(_against(members, baseline, differences, objectives) for baseline in baselines)
 
 
-def comparison_summary(comparisons: Sequence[Comparison]) -> str:
+def comparison_summary(
+    comparisons: Sequence[Comparison], objectives: Objectives = DEFAULT_OBJECTIVES
+) -> str:
     """One line for people: at which baselines the front is no worse, and where it failed."""
     if not comparisons:
         return ""
     better = sum(c.verdict is Verdict.BETTER for c in comparisons)
     text = (
-        f"At no more bytes the front is significantly better than {better} of "
+        f"At no more {objectives.words} the front is significantly better than {better} of "
         f"{len(comparisons)} baselines"
     )
     alone = [c.baseline for c in comparisons if c.is_itself]
@@ -189,17 +205,25 @@ def comparison_summary(comparisons: Sequence[Comparison]) -> str:
     return text + "."
 
 
-def _against(members: Sequence[Member], baseline: Member, differences: Differences) -> Comparison:
+def _against(
+    members: Sequence[Member],
+    baseline: Member,
+    differences: Differences,
+    objectives: Objectives,
+) -> Comparison:
     if not math.isfinite(baseline.quality.retained):
         return Comparison(baseline.name, Verdict.NONE)
+    costs = objectives.costs
+    limits = costs(baseline)
     fitting = [
         m
         for m in members
-        if m.storage_bytes <= baseline.storage_bytes and math.isfinite(m.quality.retained)
+        if math.isfinite(m.quality.retained)
+        and all(own <= most for own, most in zip(costs(m), limits, strict=True))
     ]
     itself = next((m for m in fitting if m.id == baseline.id), None)
     others = [m for m in fitting if m.id != baseline.id]
-    best = min(others, key=lambda m: (-m.quality.retained, m.storage_bytes, m.id), default=None)
+    best = min(others, key=lambda m: (-m.quality.retained, costs(m), m.id), default=None)
     verdict = differences(best, baseline).verdict if best else Verdict.NONE
     if itself is not None and verdict in (Verdict.WORSE, Verdict.NONE):
         best, verdict = itself, Verdict.TIE
@@ -212,6 +236,11 @@ def _against(members: Sequence[Member], baseline: Member, differences: Differenc
         is_itself=best is itself,
         bytes_saved=baseline.storage_bytes - best.storage_bytes,
         difference=differences(best, baseline),
+        saved={
+            name: most - own
+            for name, own, most in zip(objectives.resources, costs(best), limits, strict=True)
+            if name != STORAGE
+        },
     )
 
 

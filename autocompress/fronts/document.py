@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+from autocompress.core import DEFAULT_OBJECTIVES, Objectives
 from autocompress.core.errors import NoAnswerError, RunDirectoryError, nearest
 from autocompress.core.files import write_atomically
 from autocompress.fronts.comparison import (
@@ -27,8 +28,8 @@ from autocompress.fronts.entries import (
     StudySummary,
 )
 from autocompress.fronts.front import Front
-from autocompress.fronts.geometry import hypervolume, knee_index
-from autocompress.fronts.picking import PICK_RULES, find_member, parse_bytes, pick
+from autocompress.fronts.geometry import hypervolume
+from autocompress.fronts.picking import PICK_RULES, find_member, knee_of, parse_bytes, pick
 
 __all__ = [
     "FRONT_FILE",
@@ -62,12 +63,13 @@ class FrontDocument:
         study: what was searched and with what.
         base: the uncompressed model.
         baselines: allocations that need no search, each with a name.
-        members: no measured model beats any of them in both retained quality and stored bytes;
-            fewest bytes first.
+        members: no measured model beats any of them in retained quality and every optimized
+            resource at once; least of the main resource first.
         reference_point: corner of the hypervolume's box.
         hypervolume: of the members; see `relative_hypervolume`.
-        comparisons: of each baseline with the best member at no more bytes; empty in files of
-            versions that did not compare.
+        comparisons: of each baseline with the best member at no more of each optimized resource;
+            empty in files of versions that did not compare.
+        objectives: what the front is over; quality and bytes in files that do not say.
     """
 
     study: StudySummary
@@ -77,6 +79,7 @@ class FrontDocument:
     reference_point: ReferencePoint
     hypervolume: float
     comparisons: tuple[Comparison, ...] = ()
+    objectives: Objectives = DEFAULT_OBJECTIVES
 
     @classmethod
     def of(
@@ -88,6 +91,7 @@ class FrontDocument:
         reference_point: ReferencePoint | None = None,
         *,
         differences: Differences = unpaired,
+        objectives: Objectives = DEFAULT_OBJECTIVES,
     ) -> FrontDocument:
         """The front of everything that was measured, with its knee and hypervolume.
 
@@ -96,15 +100,17 @@ class FrontDocument:
             base: the uncompressed model.
             baselines: they compete too: one that nothing beats is a member.
             candidates: measured members in any order; of equal ids the first one counts, and one
-                whose retained quality is NaN is left out.
-            reference_point: by default a model that retains nothing at the size of the base.
+                whose retained quality, or an optimized resource, is NaN is left out.
+            reference_point: by default a model that retains nothing at the costs of the base.
             differences: what separates a member from a baseline; see `paired`.
+            objectives: what the front is over.
         """
         named = tuple(baselines)
         distinct = {m.id: m for m in reversed((*candidates, *named))}
-        front = Front.of(distinct.values(), lambda m: (m.storage_bytes, -m.quality.retained))
-        corner = reference_point or ReferencePoint()
-        members = _with_knee(sorted(front, key=lambda m: (m.storage_bytes, m.id)))
+        costs = objectives.costs
+        front = Front.of(distinct.values(), lambda m: (*costs(m), -m.quality.retained))
+        corner = reference_point or ReferencePoint.of(objectives)
+        members = _with_knee(sorted(front, key=lambda m: (costs(m), m.id)), objectives)
         return cls(
             study=study,
             base=base,
@@ -112,9 +118,10 @@ class FrontDocument:
             members=members,
             reference_point=corner,
             hypervolume=relative_hypervolume(
-                ((m.quality.retained, m.storage_bytes) for m in front), base.storage_bytes, corner
+                ((m.quality.retained, *costs(m)) for m in front), costs(base), corner
             ),
-            comparisons=against_baselines(members, named, differences),
+            comparisons=against_baselines(members, named, differences, objectives),
+            objectives=objectives,
         )
 
     @property
@@ -135,6 +142,7 @@ class FrontDocument:
         compared = [comparison.to_json() for comparison in self.comparisons]
         return {
             "schema_version": SCHEMA_VERSION,
+            "optimize": self.objectives.text,
             "study": self.study.to_json(),
             "base": self.base.to_json(),
             "baselines": [member.to_json() for member in self.baselines],
@@ -155,6 +163,7 @@ class FrontDocument:
             reference_point=ReferencePoint.from_json(data["reference_point"]),
             hypervolume=float(data["hypervolume"]),
             comparisons=tuple(Comparison.from_json(c) for c in data.get("comparisons", ())),
+            objectives=Objectives.parse(data.get("optimize", DEFAULT_OBJECTIVES.text)),
         )
 
     def write(self, path: str | Path) -> Path:
@@ -199,20 +208,23 @@ class FrontDocument:
 
 
 def relative_hypervolume(
-    points: Iterable[tuple[float, float]], base_bytes: int, reference: ReferencePoint
+    points: Iterable[tuple[float, ...]], base: Sequence[float], reference: ReferencePoint
 ) -> float:
-    """Area that models dominate in the plane of (quality loss, bytes relative to the base).
+    """Volume that models dominate, over quality loss and resources relative to the base.
 
     Quality loss is 1 - retained, and 0 for a model that retains more than 1, so that noise above
-    the base does not count as progress and the area is bounded by the reference box.
+    the base does not count as progress and the volume is bounded by the reference box.
 
     Args:
-        points: (retained quality, storage bytes) of each model; NaN adds nothing.
-        base_bytes: storage bytes of the base model.
+        points: retained quality, then the optimized resources, of each model; NaN adds nothing.
+        base: the same resources of the base model, above 0.
         reference: worst corner of the box.
     """
-    plane = [(max(1.0 - retained, 0.0), size / base_bytes) for retained, size in points]
-    return hypervolume(plane, reference.coordinates) if plane else 0.0
+    box = [
+        (max(1.0 - retained, 0.0), *(own / whole for own, whole in zip(costs, base, strict=True)))
+        for retained, *costs in points
+    ]
+    return hypervolume(box, reference.coordinates) if box else 0.0
 
 
 @cache
@@ -249,10 +261,10 @@ def validate(data: object, origin: str) -> None:
         _damaged(origin, f"at {place}: {error.message[:200]}")
 
 
-def _with_knee(members: list[Member]) -> tuple[Member, ...]:
+def _with_knee(members: list[Member], objectives: Objectives) -> tuple[Member, ...]:
     if not members:
         return ()
-    knee = knee_index([m.storage_bytes for m in members], [m.quality.retained for m in members])
+    knee = knee_of(members, objectives)
     return tuple(replace(member, is_knee=i == knee) for i, member in enumerate(members))
 
 

@@ -7,9 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from autocompress.core import Measurement, Quality, Resource, Resources
+from autocompress.core import (
+    DEFAULT_OBJECTIVES,
+    LATENCY,
+    Measurement,
+    Objectives,
+    Quality,
+    Resource,
+    Resources,
+)
 
-LATENCY = "latency_ms_per_token"
+_RELATIVE = "relative_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,28 +292,39 @@ class ReferencePoint:
 
     Attributes:
         quality_loss: 1 - retained quality; 1.0 is a model that retains nothing.
-        relative_storage_bytes: stored bytes over the base model's; 1.0 is the base.
+        relative: by the name of an optimized resource, its amount over that of the base model;
+            1.0 is the base. In the order of the objectives.
     """
 
     quality_loss: float = 1.0
-    relative_storage_bytes: float = 1.0
+    relative: Mapping[str, float] = field(
+        default_factory=lambda: dict.fromkeys(DEFAULT_OBJECTIVES.resources, 1.0)
+    )
+
+    @classmethod
+    def of(cls, objectives: Objectives) -> ReferencePoint:
+        """A model that retains nothing and takes as much as the base of each resource."""
+        return cls(relative=dict.fromkeys(objectives.resources, 1.0))
 
     @property
-    def coordinates(self) -> tuple[float, float]:
-        """(quality_loss, relative_storage_bytes)."""
-        return (self.quality_loss, self.relative_storage_bytes)
+    def coordinates(self) -> tuple[float, ...]:
+        """Quality loss, then the relative resources."""
+        return (self.quality_loss, *self.relative.values())
 
     def to_json(self) -> dict[str, float]:
-        """A JSON object that names the coordinates."""
-        return {
-            "quality_loss": self.quality_loss,
-            "relative_storage_bytes": self.relative_storage_bytes,
-        }
+        """A JSON object that names the coordinates, e.g. ``relative_storage_bytes``."""
+        relative = {f"{_RELATIVE}{name}": value for name, value in self.relative.items()}
+        return {"quality_loss": self.quality_loss, **relative}
 
     @classmethod
     def from_json(cls, data: Mapping[str, float]) -> ReferencePoint:
         """The inverse of `to_json`."""
-        return cls(float(data["quality_loss"]), float(data["relative_storage_bytes"]))
+        relative = {
+            name.removeprefix(_RELATIVE): float(value)
+            for name, value in data.items()
+            if name.startswith(_RELATIVE)
+        }
+        return cls(float(data["quality_loss"]), relative)
 
 
 def _finite(value: float) -> float | None:

@@ -74,6 +74,20 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     return float(moocore.hypervolume(inside, ref=corner)) if len(inside) else 0.0
 
 
+def contributions(points: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:
+    """Volume that each point alone dominates, below the reference point, (n,).
+
+    Args:
+        points: An `n x m` array, every coordinate minimised.
+        reference: The `m` coordinates of the worst corner.
+    """
+    import moocore
+    import numpy as np
+
+    found = moocore.hv_contributions(_as_points(points), ref=np.asarray(reference, dtype=float))
+    return np.asarray(found, dtype=np.float64)
+
+
 def reference_point(points: ArrayLike, margin: float = 0.1) -> tuple[float, ...]:
     """A reference point a little worse than the worst finite point in every coordinate.
 
@@ -100,7 +114,7 @@ def reference_point(points: ArrayLike, margin: float = 0.1) -> tuple[float, ...]
     return tuple(float(value) for value in worst + margin * scale)
 
 
-def knee_index(n_bytes: Sequence[float], quality: Sequence[float]) -> int:
+def knee_index(cost: Sequence[float], quality: Sequence[float], *others: Sequence[float]) -> int:
     """Where the front bends: beyond this point more bytes buy little quality.
 
     Both axes are normalised to [0, 1] over the given points, size on a log scale since halving
@@ -112,21 +126,28 @@ def knee_index(n_bytes: Sequence[float], quality: Sequence[float]) -> int:
     fewer than three points, or a front that sags below its chord, give the point of highest
     quality.
 
+    With several costs their normalised logs are averaged: the knee is then the point furthest
+    above the plane on which quality grows with the mean of them.
+
     Args:
-        n_bytes: sizes, above 0. Points with a NaN in either value are ignored.
+        cost: sizes, or another cost, above 0. Points with a NaN in any value are ignored.
         quality: higher is better.
+        others: further costs, above 0.
 
     Raises:
-        UsageError: the lengths differ, no point is left, or a size is not positive.
+        UsageError: the lengths differ, no point is left, or a cost is not positive.
     """
-    pairs = list(zip(n_bytes, quality, strict=False))
-    usable = [i for i, pair in enumerate(pairs) if all(math.isfinite(value) for value in pair)]
-    if len(n_bytes) != len(quality) or not usable or min(n_bytes[i] for i in usable) <= 0:
+    costs = (cost, *others)
+    points = list(zip(quality, *costs, strict=False))
+    usable = [i for i, point in enumerate(points) if all(map(math.isfinite, point))]
+    lengths = {len(quality), *map(len, costs)}
+    if len(lengths) > 1 or not usable or min(min(points[i][1:]) for i in usable) <= 0:
         raise UsageError(
             "A knee is found among points that each have a size above 0 and a quality, but got "
-            f"{len(n_bytes)} sizes and {len(quality)} qualities, {len(usable)} pairs finite."
+            f"{len(cost)} sizes and {len(quality)} qualities, {len(usable)} pairs finite."
         )
-    sizes = _normalised([math.log(n_bytes[i]) for i in usable])
+    logs = [_normalised([math.log(values[i]) for i in usable]) for values in costs]
+    sizes = [sum(values) / len(costs) for values in zip(*logs, strict=True)]
     qualities = _normalised([quality[i] for i in usable])
 
     def order(k: int) -> tuple[float, float, float, int]:

@@ -10,7 +10,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from autocompress.core.errors import NoAnswerError, UnknownNameError, UsageError, nearest
-from autocompress.fronts.entries import LATENCY, Member
+from autocompress.core.objectives import LATENCY, Objectives
+from autocompress.fronts.entries import Member
 from autocompress.fronts.geometry import knee_index
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ def pick(
     Args:
         document: the front.
         by: ``cost-efficiency``; ``quality`` (highest retained); ``size`` (fewest bytes);
-            ``knee`` (of the members that fit). Ties go to the higher quality, then to the fewer
-            bytes, then to the smaller id.
+            ``knee`` (of the members that fit, over what the study optimized). Ties go to the higher
+            quality, then to the fewer bytes, then to the smaller id.
         min_quality: least retained quality. A pick by cost efficiency without it uses the floor
             that the study's cost efficiency states, as a broken model can be very efficient.
         max_bytes: most stored bytes.
@@ -93,7 +94,7 @@ def pick(
     fitting = [m for m in document.members if all(c.allows(m) for c in constraints)]
     if not fitting:
         raise NoAnswerError(_explain(document.members, constraints))
-    return PICK_RULES[by](fitting)
+    return PICK_RULES[by](fitting, document.objectives)
 
 
 def find_member(document: FrontDocument, name: str) -> Member:
@@ -154,7 +155,7 @@ def parse_bytes(text: str | float) -> int:
     return size
 
 
-def _by_cost_efficiency(members: Sequence[Member]) -> Member:
+def _by_cost_efficiency(members: Sequence[Member], _: Objectives) -> Member:
     scored = [m for m in members if not math.isnan(m.cost_efficiency)]
     if not scored:
         raise NoAnswerError(
@@ -163,21 +164,26 @@ def _by_cost_efficiency(members: Sequence[Member]) -> Member:
     return min(scored, key=lambda m: (-m.cost_efficiency, *_preference(m)))
 
 
-def _by_quality(members: Sequence[Member]) -> Member:
+def _by_quality(members: Sequence[Member], _: Objectives) -> Member:
     return min(members, key=_preference)
 
 
-def _by_size(members: Sequence[Member]) -> Member:
+def _by_size(members: Sequence[Member], _: Objectives) -> Member:
     return min(members, key=lambda m: (m.storage_bytes, *_preference(m)))
 
 
-def _by_knee(members: Sequence[Member]) -> Member:
+def _by_knee(members: Sequence[Member], objectives: Objectives) -> Member:
     ordered = sorted(members, key=_preference)
-    sizes, qualities = [m.storage_bytes for m in ordered], [m.quality.retained for m in ordered]
-    return ordered[knee_index(sizes, qualities)]
+    return ordered[knee_of(ordered, objectives)]
 
 
-PICK_RULES: dict[str, Callable[[Sequence[Member]], Member]] = {
+def knee_of(members: Sequence[Member], objectives: Objectives) -> int:
+    """Index of the knee, over the optimized resources; see `knee_index`."""
+    cost, *others = zip(*map(objectives.costs, members), strict=True)
+    return knee_index(cost, [m.quality.retained for m in members], *others)
+
+
+PICK_RULES: dict[str, Callable[[Sequence[Member], Objectives], Member]] = {
     "cost-efficiency": _by_cost_efficiency,
     "quality": _by_quality,
     "size": _by_size,

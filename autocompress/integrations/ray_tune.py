@@ -26,8 +26,11 @@ from ray.tune.search import Searcher
 
 from autocompress.core import (
     BASE_ALLOCATION,
+    DAMAGE,
+    DEFAULT_OBJECTIVES,
     Measurement,
     Metrics,
+    Objectives,
     TrialRequest,
     TrialResult,
     TrialStatus,
@@ -36,8 +39,6 @@ from autocompress.core.errors import RunDirectoryError, UsageError
 from autocompress.core.files import write_atomically
 from autocompress.integrations.asked_study import AskedStudy
 from autocompress.integrations.tune_rows import (
-    DAMAGE,
-    STORAGE,
     config_of,
     front_of,
     reported,
@@ -73,7 +74,8 @@ def param_space(space: SearchSpace) -> dict[str, Any]:
 class AutocompressSearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
     """Proposes what a sampler asks for: the baselines first, then the sampler's own sequence.
 
-    Objectives are two: the quality that `metric` names, and stored bytes. The searcher's state is
+    Objectives are the quality that `metric` names, and resources: stored bytes unless `optimize`
+    says otherwise. The searcher's state is
     the journal of what the sampler was told, from which ``Tuner.restore`` goes on with the sequence
     that an uninterrupted experiment has. An allocation that was measured before costs no trial.
 
@@ -87,6 +89,8 @@ class AutocompressSearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
         metric: what trials report as their quality or loss, e.g. ``damage``, ``perplexity``.
         mode: ``min``, or ``max`` for a share such as ``accuracy``, of which samplers minimise the
             rest to 1.
+        optimize: ``quality`` and the resources that it is traded for, as in a search; ``quality``
+            is what `metric` names.
 
     Raises:
         UnknownNameError: no such sampler.
@@ -105,9 +109,12 @@ class AutocompressSearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
         table: OptionTable | None = None,
         metric: str = DAMAGE,
         mode: str = "min",
+        optimize: str = DEFAULT_OBJECTIVES.text,
     ) -> None:
         sign_of(mode)
-        super().__init__(metric=[metric, STORAGE], mode=[mode, "min"])
+        objectives = Objectives.parse(optimize)
+        resources = list(objectives.resources)
+        super().__init__(metric=[metric, *resources], mode=[mode, *["min"] * len(resources)])
         kind = SAMPLERS[sampler]
         if kind.needs_table and table is None:
             raise UsageError(
@@ -117,10 +124,13 @@ class AutocompressSearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
         self._space = space
         self._arguments: dict[str, Any] = {
             "sampler": sampler, "seed": seed, "constraints": constraints, "table": table,
-            "metric": metric, "mode": mode,
+            "metric": metric, "mode": mode, "optimize": objectives.text,
         }  # fmt: skip
         self._study = AskedStudy(
-            space, lambda: kind(space, seed=seed, constraints=constraints, table=table)
+            space,
+            lambda: kind(
+                space, seed=seed, constraints=constraints, table=table, objectives=objectives
+            ),
         )
 
     @property
@@ -190,7 +200,8 @@ class AutocompressSearcher(Searcher):  # type: ignore[misc]  # Ray is not typed
         self.set_state(pickled["state"])
 
     def _identity(self) -> dict[str, Any]:
-        kept = {name: self._arguments[name] for name in ("sampler", "seed", "metric", "mode")}
+        named = ("sampler", "seed", "metric", "mode", "optimize")
+        kept = {name: self._arguments[name] for name in named}
         return {"space": self._space.digest, **kept}
 
     def _scored(self, trial: TrialResult, row: Mapping[str, Any]) -> TrialResult:

@@ -7,14 +7,18 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from autocompress.core import BASE_ALLOCATION, TrialRequest, TrialResult
+from autocompress.core import (
+    BASE_ALLOCATION,
+    DAMAGE,
+    DEFAULT_OBJECTIVES,
+    Objectives,
+    TrialRequest,
+    TrialResult,
+)
 from autocompress.core.errors import SpaceError, UsageError, nearest
 from autocompress.fronts import Front
-from autocompress.objectives import LOSS_NAMES, losses
 from autocompress.search.sampler import Constraints
 from autocompress.spaces import SearchSpace
-
-DAMAGE, STORAGE = LOSS_NAMES
 
 RESULT = "trial_result"
 """What a trial reports its `TrialResult` as, in JSON."""
@@ -37,19 +41,21 @@ def front_of(
     metric: str = DAMAGE,
     mode: str = "min",
     constraints: Constraints | None = None,
+    optimize: str = DEFAULT_OBJECTIVES.text,
 ) -> list[TrialResult]:
-    """The complete trials that no other complete trial beats on both objectives.
+    """The complete trials that no other complete trial beats on all objectives.
 
     Args:
         results: what ``Tuner.fit`` or ``Tuner.get_results`` returns.
-        metric: the objective beside stored bytes, as given to the searcher.
+        metric: the objective beside the resources, as given to the searcher.
         mode: ``min`` or ``max``, likewise.
         constraints: as given to the searcher; a trial with a value above 0 is left out.
+        optimize: as given to the searcher.
 
     Returns:
         By descending quality. Early-stopped and failed trials are never among them.
     """
-    sign = sign_of(mode)
+    sign, objectives = sign_of(mode), Objectives.parse(optimize)
     candidates = []
     for result in results:
         trial = reported(result.metrics or {})
@@ -57,7 +63,7 @@ def front_of(
             continue
         if constraints is None or max(constraints(trial).values(), default=0.0) <= 0:
             loss = sign * float(result.metrics.get(metric, math.nan))
-            candidates.append((trial, (loss, losses(trial.metrics)[1])))
+            candidates.append((trial, (loss, *objectives.costs(trial.metrics))))
     return [trial for trial, _ in Front.of(candidates, lambda pair: pair[1])]
 
 

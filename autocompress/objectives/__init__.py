@@ -1,4 +1,4 @@
-"""Losses, cost efficiency and gate checks: what is wanted of a compressed model."""
+"""Cost efficiency and gate checks: what is wanted of a compressed model."""
 
 from autocompress.objectives.cost_efficiency import (
     COST_EFFICIENCY_VERSION,
@@ -11,12 +11,10 @@ from autocompress.objectives.cost_efficiency import (
     relative_resources,
 )
 from autocompress.objectives.gate import Candidate, Check, judge
-from autocompress.objectives.losses import LOSS_NAMES, losses
 
 __all__ = [
     "COST_EFFICIENCY_VERSION",
     "DEFAULT_MIN_RETAINED",
-    "LOSS_NAMES",
     "Candidate",
     "Check",
     "CostEfficiency",
@@ -25,6 +23,5 @@ __all__ = [
     "cost_efficiency",
     "default_weights",
     "judge",
-    "losses",
     "relative_resources",
 ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from autocompress.core import LATENCY, STORAGE, short_name
+
 _UNKNOWN = "–"
 
 
@@ -13,6 +15,17 @@ def size(n_bytes: float) -> str:
         if n_bytes >= factor * 0.9995:
             return f"{significant(n_bytes / factor)} {unit}"
     return f"{n_bytes:.0f} B"
+
+
+def cost(resource: str, value: float) -> str:
+    """An amount of a resource by its name: ``8.07 MB``, ``0.52 ms per token``."""
+    if resource == STORAGE:
+        return size(value)
+    if resource == LATENCY:
+        return f"{significant(value)} ms per token"
+    if resource.startswith("bytes"):
+        return f"{size(value)} per token"
+    return f"{significant(value / 1e6)} M {short_name(resource)} per token"
 
 
 def significant(value: float, digits: int = 3) -> str:

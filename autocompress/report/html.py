@@ -9,12 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autocompress.core import TrialResult
+from autocompress.core import STORAGE, TrialResult, cost_of, short_name
 from autocompress.core.errors import RunDirectoryError
 from autocompress.core.files import write_atomically
 from autocompress.fronts import FrontDocument, Member, comparison_summary
 from autocompress.report import formats
-from autocompress.report.page_data import page_data, trial_summary
+from autocompress.report.page_data import axis_of, page_data, trial_summary
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -52,7 +52,8 @@ def render_report(
             tiles=tiles(document),
             beaten_baselines=_beaten_baselines(document),
             metric_names=_metric_names(document),
-            compared=comparison_summary(document.comparisons),
+            compared=comparison_summary(document.comparisons, document.objectives),
+            corner=corner_of(document),
             member_names={m.id: m.name or m.id[:8] for m in document.members},
             resource_origins=_origins(document),
             summary=trial_summary(trials),
@@ -119,6 +120,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     env.filters.update(
+        axis=axis_of,
         size=formats.size,
         significant=formats.significant,
         fixed=formats.fixed,
@@ -126,7 +128,7 @@ def environment() -> Environment:
         count=formats.count,
         words=lambda name: name.replace("_", " "),
     )
-    env.globals.update(plus_minus=formats.plus_minus, signed=formats.signed)
+    env.globals.update(plus_minus=formats.plus_minus, signed=formats.signed, cost=formats.cost)
     return env
 
 
@@ -142,12 +144,16 @@ def lede(document: FrontDocument) -> str:
     members = document.members
     if not members:
         return "No trial gave a finite measurement, so the front is empty."
-    base = formats.size(document.base.storage_bytes)
     models = "model" if len(members) == 1 else "models"
+    axes = ["size" if name == STORAGE else _word(name) for name in document.objectives.resources]
+    beaten = f"both {axes[0]} and quality" if len(axes) == 1 else f"{', '.join(axes)} and quality"
+    ranges = " and ".join(_range(document, name) for name in document.objectives.resources)
+    base = " and ".join(
+        formats.cost(name, cost_of(document.base, name)) for name in document.objectives.resources
+    )
     text = (
-        f"{len(members)} measured {models}, from {formats.size(members[0].storage_bytes)} to "
-        f"{formats.size(members[-1].storage_bytes)}, that no other one beats in both size and "
-        f"quality. The base model takes {base}."
+        f"{len(members)} measured {models}, {ranges}, that no other one beats in {beaten}. The "
+        f"base model takes {base}."
     )
     best = document.most_cost_efficient
     if best is None:
@@ -156,6 +162,24 @@ def lede(document: FrontDocument) -> str:
         f"{text} The most cost-efficient one is {best.size_reduction:.1f}× smaller and retains "
         f"{_retained(best)} of its quality."
     )
+
+
+def _range(document: FrontDocument, resource: str) -> str:
+    """From the least to the most that a member takes."""
+    amounts = [cost_of(member, resource) for member in document.members]
+    low, high = formats.cost(resource, min(amounts)), formats.cost(resource, max(amounts))
+    return f"from {low} to {high}"
+
+
+def corner_of(document: FrontDocument) -> str:
+    """The reference point in words: ``quality loss 1, 1× base bytes``."""
+    corner = document.reference_point
+    relative = (f"{value:g}× base {_word(name)}" for name, value in corner.relative.items())
+    return ", ".join([f"quality loss {corner.quality_loss:g}", *relative])
+
+
+def _word(resource: str) -> str:
+    return short_name(resource).replace("_", " ")
 
 
 def tiles(document: FrontDocument) -> list[dict[str, str]]:
@@ -177,39 +201,49 @@ def tiles(document: FrontDocument) -> list[dict[str, str]]:
     against = _against_baseline(document)
     if against:
         found.append(against)
-    corner = document.reference_point
     found.append(
         {
             "label": "Hypervolume",
             "value": formats.fixed(document.hypervolume),
-            "detail": f"reference: quality loss {corner.quality_loss:g}, "
-            f"{corner.relative_storage_bytes:g}× base bytes",
+            "detail": f"reference: {corner_of(document)}",
         }
     )
     return found
 
 
 def _against_baseline(document: FrontDocument) -> dict[str, str] | None:
-    """What the front has over the best uniform baseline: size at its quality, else quality."""
+    """What the front has over the best uniform baseline: size at its quality, else quality.
+
+    Of the main resource where that is not size; at no more of the others.
+    """
     floor = document.study.quality_floor or 0.0
     rivals = [b for b in document.baselines if b.quality.retained >= floor]
     if not rivals:
         return None
-    rival = max(rivals, key=lambda b: (b.size_reduction, b.id))
-    quality, n_bytes = rival.quality.retained, rival.storage_bytes
-    as_good = [m for m in document.members if m.quality.retained >= quality]
-    as_small = [m for m in document.members if m.storage_bytes <= n_bytes]
-    saved = 1 - min((m.storage_bytes for m in as_good), default=n_bytes) / n_bytes
-    gained = max((m.quality.retained for m in as_small), default=quality) - quality
-    held = f"its {_retained(rival)} retained at {formats.size(n_bytes)}"
+    objectives = document.objectives
+    costs, main = objectives.costs, objectives.main
+    rival = max(rivals, key=lambda b: (-costs(b)[0], b.id))
+    quality, (limit, *others) = rival.quality.retained, costs(rival)
+    fitting = [m for m in document.members if _is_within(costs(m)[1:], others)]
+    as_good = [costs(m)[0] for m in fitting if m.quality.retained >= quality]
+    as_cheap = [m.quality.retained for m in fitting if costs(m)[0] <= limit]
+    saved = 1 - min(as_good, default=limit) / limit
+    gained = max(as_cheap, default=quality) - quality
+    held = f"its {_retained(rival)} retained at {formats.cost(main, limit)}"
+    less = "smaller" if main == STORAGE else f"less {_word(main)}"
     label = f"Against {rival.name}"
     if saved >= _TELLING:
-        found = f"{saved:.0%} smaller", f"at no less quality than {held}"
+        found = f"{saved:.0%} {less}", f"at no less quality than {held}"
     elif gained >= _TELLING:
-        found = f"{gained:+.3f} retained", f"at no more bytes than {held}"
+        found = f"{gained:+.3f} retained", f"at no more {objectives.words} than {held}"
     else:
-        found = "no gain", f"no member is clearly smaller or better than {held}"
+        cheaper = "smaller" if main == STORAGE else "cheaper"
+        found = "no gain", f"no member is clearly {cheaper} or better than {held}"
     return {"label": label, "value": found[0], "detail": found[1]}
+
+
+def _is_within(costs: Sequence[float], limits: Sequence[float]) -> bool:
+    return all(own <= most for own, most in zip(costs, limits, strict=True))
 
 
 def _retained(member: Member) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from autocompress.core import Quality, Resources, TrialResult
+from autocompress.core import STORAGE, Quality, Resources, TrialResult
 from autocompress.fronts import (
     FrontDocument,
     Member,
@@ -23,6 +23,7 @@ def page_data(document: FrontDocument, trials: Sequence[TrialResult]) -> dict[st
     best = document.most_cost_efficient
     return {
         "base": _base(document),
+        "optimized": list(map(axis_of, document.objectives.resources)),
         "members": [_entry(m, best) for m in document.members],
         "baselines": [_entry(m, best) for m in document.baselines],
         "trials": _other_trials(document, trials),
@@ -32,8 +33,13 @@ def page_data(document: FrontDocument, trials: Sequence[TrialResult]) -> dict[st
     }
 
 
+def axis_of(resource: str) -> str:
+    """What the page's axes call a resource."""
+    return "bytes" if resource == STORAGE else resource
+
+
 def heat_map(document: FrontDocument) -> dict[str, Any] | None:
-    """Bits per weight by member (rows, fewest bytes last) and layer (columns).
+    """Bits per weight by member (rows, in the order of the front) and layer (columns).
 
     None if the study did not record `layer_bits` or there are no members.
     """
@@ -66,18 +72,17 @@ def hypervolume_history(
         ``number`` of the trial, ``all`` trials up to it, ``baselines`` up to it alone.
     """
     history: dict[str, list[float]] = {"number": [], "all": [], "baselines": []}
-    front: list[tuple[float, float]] = []
-    uniform: list[tuple[float, float]] = []
+    front: list[tuple[float, ...]] = []
+    uniform: list[tuple[float, ...]] = []
+    costs = document.objectives.costs
     for trial in sorted(trials, key=lambda t: t.request.number):
         if trial.is_complete and trial.metrics is not None:
-            point = (trial.metrics.quality.retained, float(trial.metrics.storage_bytes))
+            point = (trial.metrics.quality.retained, *costs(trial.metrics))
             front = _reduced([*front, point])
             uniform = [*uniform, point] if trial.request.is_baseline else uniform
         history["number"].append(trial.request.number)
         for name, points in (("all", front), ("baselines", uniform)):
-            volume = relative_hypervolume(
-                points, document.base.storage_bytes, document.reference_point
-            )
+            volume = relative_hypervolume(points, costs(document.base), document.reference_point)
             history[name].append(round(volume, 6))
     return history
 
@@ -94,8 +99,8 @@ def trial_summary(trials: Iterable[TrialResult]) -> dict[str, Any]:
     }
 
 
-def _reduced(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    mask = non_dominated([(-retained, size) for retained, size in points])
+def _reduced(points: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    mask = non_dominated([(-retained, *costs) for retained, *costs in points])
     return [point for point, keep in zip(points, mask, strict=True) if keep]
 
 

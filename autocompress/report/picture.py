@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autocompress.core import LATENCY, STORAGE, cost_of
 from autocompress.core.errors import NoAnswerError
+from autocompress.core.objectives import Costed
 from autocompress.fronts import FrontDocument, Member
 from autocompress.report import formats
 from autocompress.report.html import environment, short_model_name
@@ -16,6 +18,14 @@ WIDTH, HEIGHT = 920, 520
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 28, 104, 62
 _LABEL_WIDTH, _LABEL_HEIGHT = 6.6, 15.0
 """Of one letter and one line of a label, in pixels; a little generous."""
+
+_X_AXES = {
+    STORAGE: (1e6, "storage, MB"),
+    LATENCY: (1.0, "time per token, ms"),
+    "bytes_moved_per_token": (1e6, "bytes moved per token, MB"),
+    "macs_per_token": (1e6, "million MACs per token"),
+}
+"""Unit and title of the horizontal axis, by resource."""
 
 _STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
 
@@ -41,7 +51,7 @@ class Scale:
 
 
 def front_svg(document: FrontDocument, *, lowest_quality: float | None = None) -> str:
-    """The front over storage in MB (log scale) with baselines, error bars, knee and best member.
+    """The front over its main resource (log scale) with baselines, error bars, knee and best.
 
     Args:
         document: a front with at least one member.
@@ -57,6 +67,7 @@ def front_svg(document: FrontDocument, *, lowest_quality: float | None = None) -
     members = [m for m in document.members if m.quality.retained >= low]
     baselines = [b for b in document.baselines if b.quality.retained >= low]
     x, y = _scales(document, [*members, *baselines], low)
+    unit, title = _X_AXES.get(document.objectives.main, (1.0, document.objectives.words))
     return (
         environment()
         .get_template("picture.html")
@@ -65,13 +76,14 @@ def front_svg(document: FrontDocument, *, lowest_quality: float | None = None) -
             height=HEIGHT,
             title=f"Measured front of {short_model_name(document.study.model)}",
             subtitle=_subtitle(document),
-            x_ticks=[(x(t * 1e6), f"{t:g}") for t in log_ticks(x.low / 1e6, x.high / 1e6)],
+            x_ticks=_x_ticks(x.scale, unit),
+            x_title=title,
             y_ticks=[(y(t), f"{t:.{_decimals(low)}f}") for t in linear_ticks(y.low, y.high)],
             frame={"left": _LEFT, "right": WIDTH - _RIGHT, "top": _TOP, "bottom": HEIGHT - _BOTTOM},
             stairs=_stairs(members, x, y),
             members=[_mark(m, x, y) for m in members],
             baselines=[_mark(b, x, y) for b in baselines],
-            base={"x": x(document.base.storage_bytes), "y": y(1.0)},
+            base={"x": x(document.base), "y": y(1.0)},
             labels=_labels(document, members, baselines, x, y),
             rings=_rings(document, members, x, y),
         )
@@ -96,6 +108,11 @@ def log_ticks(low: float, high: float) -> list[float]:
     )
 
 
+def _x_ticks(scale: Scale, unit: float) -> list[tuple[float, str]]:
+    ticks = log_ticks(scale.low / unit, scale.high / unit)
+    return [(scale(tick * unit), f"{tick:g}") for tick in ticks]
+
+
 def linear_ticks(low: float, high: float, most: int = 7) -> list[float]:
     """Multiples of a round step from `low` to `high`, at most `most` of them."""
     rough = (high - low) / most
@@ -116,12 +133,28 @@ def _decimals(low: float) -> int:
     return 2 if low < 0.95 else 3
 
 
-def _scales(document: FrontDocument, shown: list[Member], low: float) -> tuple[Scale, Scale]:
-    sizes = [m.storage_bytes for m in shown] + [document.base.storage_bytes]
+@dataclass(frozen=True, slots=True)
+class _Across:
+    """Horizontal place of a model: its amount of the main resource."""
+
+    resource: str
+    scale: Scale
+
+    def __call__(self, model: Costed) -> float:
+        return self.scale(cost_of(model, self.resource))
+
+
+def _scales(document: FrontDocument, shown: list[Member], low: float) -> tuple[_Across, Scale]:
+    main = document.objectives.main
+    models: list[Costed] = [*shown, document.base]
+    sizes = [cost_of(model, main) for model in models]
     top = max([1.0, *(m.quality.retained for m in shown)])
-    margin = (max(sizes) / min(sizes)) ** 0.05
+    margin = (max(sizes) / min(sizes)) ** 0.05 if max(sizes) > min(sizes) else 1.1
     return (
-        Scale(min(sizes) / margin, max(sizes) * margin, _LEFT, WIDTH - _RIGHT, is_log=True),
+        _Across(
+            main,
+            Scale(min(sizes) / margin, max(sizes) * margin, _LEFT, WIDTH - _RIGHT, is_log=True),
+        ),
         Scale(low, top + 0.07 * (top - low), HEIGHT - _BOTTOM, _TOP),
     )
 
@@ -135,23 +168,23 @@ def _subtitle(document: FrontDocument) -> str:
     )
 
 
-def _stairs(members: list[Member], x: Scale, y: Scale) -> str:
-    """Path of the best quality within each size."""
+def _stairs(members: list[Member], x: _Across, y: Scale) -> str:
+    """Path of the best quality within each amount of the main resource."""
     path, best = "", -math.inf
-    for member in sorted(members, key=lambda m: (m.storage_bytes, -m.quality.retained)):
+    for member in sorted(members, key=lambda m: (x(m), -m.quality.retained)):
         if member.quality.retained <= best:
             continue
         best = member.quality.retained
-        at = x(member.storage_bytes)
+        at = x(member)
         path += f"H{at}V{y(best)}" if path else f"M{at} {y(best)}"
     return f"{path}H{WIDTH - _RIGHT}" if path else ""
 
 
-def _mark(member: Member, x: Scale, y: Scale) -> dict[str, float]:
+def _mark(member: Member, x: _Across, y: Scale) -> dict[str, float]:
     quality = member.quality
     error = quality.standard_error if math.isfinite(quality.standard_error) else 0.0
     return {
-        "x": x(member.storage_bytes),
+        "x": x(member),
         "y": y(quality.retained),
         "high": y(quality.retained + error),
         "low": y(max(quality.retained - error, y.low)),
@@ -159,7 +192,7 @@ def _mark(member: Member, x: Scale, y: Scale) -> dict[str, float]:
 
 
 def _rings(
-    document: FrontDocument, members: list[Member], x: Scale, y: Scale
+    document: FrontDocument, members: list[Member], x: _Across, y: Scale
 ) -> list[dict[str, Any]]:
     marked = (("knee", document.knee, 9.5), ("best", document.most_cost_efficient, 13.5))
     shown = {m.id for m in members}
@@ -171,21 +204,22 @@ def _rings(
 
 
 def _labels(
-    document: FrontDocument, members: list[Member], baselines: list[Member], x: Scale, y: Scale
+    document: FrontDocument, members: list[Member], baselines: list[Member], x: _Across, y: Scale
 ) -> list[dict[str, Any]]:
     """Text beside what deserves it, most important first; one that fits nowhere is left out."""
     knee, best = document.knee, document.most_cost_efficient
     wanted: list[tuple[str, str, float, float]] = []
     if best is not None and best in members:
         text = f"best cost efficiency: {best.size_reduction:.1f}× smaller, {_kept(best)}"
-        wanted.append(("best", text, x(best.storage_bytes), y(best.quality.retained)))
+        wanted.append(("best", text, x(best), y(best.quality.retained)))
     if knee is not None and knee in members and (best is None or knee.id != best.id):
         text = f"knee: {knee.size_reduction:.1f}× smaller, {_kept(knee)}"
-        wanted.append(("knee", text, x(knee.storage_bytes), y(knee.quality.retained)))
-    base = f"base model, {formats.size(document.base.storage_bytes)}"
-    wanted.append(("base", base, x(document.base.storage_bytes), y(1.0)))
-    wanted += [("baseline", b.name, x(b.storage_bytes), y(b.quality.retained)) for b in baselines]
-    points = [(x(m.storage_bytes), y(m.quality.retained)) for m in (*members, *baselines)]
+        wanted.append(("knee", text, x(knee), y(knee.quality.retained)))
+    amount = formats.cost(x.resource, cost_of(document.base, x.resource))
+    base = f"base model, {amount}"
+    wanted.append(("base", base, x(document.base), y(1.0)))
+    wanted += [("baseline", b.name, x(b), y(b.quality.retained)) for b in baselines]
+    points = [(x(m), y(m.quality.retained)) for m in (*members, *baselines)]
     placed: list[_Box] = []
     found = []
     for kind, text, at_x, at_y in wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -11,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.core import Allocation
+from autocompress.core import LATENCY, STORAGE, Allocation
 from autocompress.report import formats
 
 _MOST_SCHEMES = 3
@@ -47,14 +48,15 @@ class Solved(Protocol):
 
 
 def solutions_table(solutions: Sequence[Solved]) -> RenderableType:
-    """One row per solution, smallest first: size, predicted damage with its range, schemes."""
+    """One row per solution, cheapest first: size, time, damage with its range, schemes."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("id", "size", "damage", "range", "most layers"):
+    for name in ("id", "size", "ms/token", "damage", "range", "most layers"):
         table.add_column(name, justify="left" if name in ("id", "most layers") else "right")
     for solution in solutions:
         table.add_row(
             solution.allocation.digest[:8],
-            formats.size(int(solution.resources["storage_bytes"])),
+            formats.size(int(solution.resources[STORAGE])),
+            formats.significant(solution.resources.get(LATENCY, math.nan)),
             f"{solution.damage:.4g}",
             f"{solution.low:.3g} … {solution.high:.3g}",
             _schemes(solution.allocation),

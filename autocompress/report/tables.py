@@ -11,7 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autocompress.core import Resource
+from autocompress.core import LATENCY, STORAGE, Resource, cost_of
+from autocompress.core.objectives import Costed
 from autocompress.fronts import Finalized, FrontDocument, Member, comparison_summary
 from autocompress.objectives import Candidate, Check
 from autocompress.report import formats
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     )  # which imports torch, and front must answer at once
 
 _GOOD, _BAD = "green", "red"
+_HEADINGS = {
+    LATENCY: "ms/token",
+    "bytes_moved_per_token": "MB/token",
+    "macs_per_token": "MMAC/token",
+}
 
 
 class Verified(Protocol):
@@ -33,7 +39,7 @@ class Verified(Protocol):
 
 
 def front_table(document: FrontDocument) -> RenderableType:
-    """Members, beaten baselines and the base model, smallest first, then each baseline's rival.
+    """Members, beaten baselines and the base model, cheapest first, then each baseline's rival.
 
     The first column is what `autocompress export` accepts: the name of a
     baseline, or the start of an id.
@@ -41,8 +47,11 @@ def front_table(document: FrontDocument) -> RenderableType:
     best = document.most_cost_efficient
     on_front = {m.id for m in document.members}
     beaten = [b for b in document.baselines if b.id not in on_front]
-    table = _table("model", "size", "smaller", "bits", "retained", "ce", "")
-    for member in sorted([*document.members, *beaten], key=lambda m: (m.storage_bytes, m.id)):
+    beside = [name for name in document.objectives.resources if name != STORAGE]
+    headings = [_HEADINGS[name] for name in beside]
+    table = _table("model", "size", "smaller", *headings, "bits", "retained", "ce", "")
+    costs = document.objectives.costs
+    for member in sorted([*document.members, *beaten], key=lambda m: (costs(m), m.id)):
         marks = {
             "knee": member.is_knee and member.id in on_front,
             "best ce": best is not None and member.id == best.id,
@@ -52,14 +61,16 @@ def front_table(document: FrontDocument) -> RenderableType:
         note = ", ".join(name for name, applies in marks.items() if applies)
         table.add_row(
             Text(member.name or member.id[:8]),
-            *_numbers(member),
+            *_numbers(member, beside),
             Text(note),
             style="dim" if marks["beaten"] else "bold" if marks["best ce"] else "",
         )
     base = document.base
     table.add_section()
     retained = formats.plus_minus(base.quality.retained, base.quality.standard_error)
-    table.add_row("base", formats.size(base.storage_bytes), "1.00×", "", retained, "1.00", "")
+    extra = _amounts(base, beside)
+    size = formats.size(base.storage_bytes)
+    table.add_row("base", size, "1.00×", *extra, "", retained, "1.00", "")
     spent = document.study.budget_spent
     summary = (
         f"{len(document.members)} of {spent.trials} trials are on the front; hypervolume "
@@ -218,7 +229,8 @@ def _facts(rows: Mapping[str, str], header: tuple[str, str] | None = None) -> Ta
 
 
 def _comparisons(document: FrontDocument) -> list[RenderableType]:
-    """Each baseline against the best member at no more bytes, and a line that sums up."""
+    """Each baseline against the best member at no more cost, and a line that sums up."""
+    main = document.objectives.main
     names = {m.id: m.name or m.id[:8] for m in document.members}
     table = _table("baseline", "best that fits", "saves", "Δ retained", "verdict")
     for compared in document.comparisons:
@@ -229,21 +241,31 @@ def _comparisons(document: FrontDocument) -> list[RenderableType]:
             retained = difference.retained
             numbers = [
                 names.get(compared.member, compared.member[:8]),
-                formats.size(compared.bytes_saved),
+                formats.cost(main, compared.saving(main)),
                 formats.signed(retained.value, retained.standard_error),
             ]
         table.add_row(Text(compared.baseline), *numbers, Text(compared.label))
-    return [table, Text(comparison_summary(document.comparisons), style="dim")]
+    return [table, Text(comparison_summary(document.comparisons, document.objectives), style="dim")]
 
 
-def _numbers(member: Member) -> tuple[str, ...]:
+def _numbers(member: Member, beside: Sequence[str]) -> tuple[str, ...]:
     return (
         formats.size(member.storage_bytes),
         f"{member.size_reduction:.2f}×",
+        *_amounts(member, beside),
         f"{member.bits_per_weight:.2f}",
         _retained(member),
         _number(member.cost_efficiency),
     )
+
+
+def _amounts(model: Costed, resources: Sequence[str]) -> list[str]:
+    """Amounts in the unit of `_HEADINGS`."""
+    scales = (1.0 if name == LATENCY else 1e6 for name in resources)
+    return [
+        formats.significant(cost_of(model, name) / scale)
+        for name, scale in zip(resources, scales, strict=True)
+    ]
 
 
 def _finalized(rebuilt: Finalized) -> str:

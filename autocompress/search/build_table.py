@@ -11,7 +11,6 @@ import logging
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
@@ -26,7 +25,7 @@ from autocompress.core.files import write_atomically
 from autocompress.cost import CostModel, CostPart
 from autocompress.methods import METHODS, CompressedWeight, StageKind, decode, input_errors
 from autocompress.models import LayerCurvature, ModelLayout, predicted_damage
-from autocompress.search.option_table import Floats, OptionTable
+from autocompress.search.option_table import Floats, OptionCosts, OptionTable, PerChoice
 from autocompress.spaces import Choice, SearchSpace
 
 _log = logging.getLogger(__name__)
@@ -87,7 +86,7 @@ def build_option_table(
         damages_of = partial(_damages, bank, curvature, weights)
         found = _by_layer(space, layout, damages_of, fill or _on_demand, progress)
         damage = tuple(_of_choice(choice, found) for choice in space.choices)
-        table = replace(_costs(space, layout, cost), damage=damage)
+        table = _table(space, layout, damage, option_costs(space, layout, cost))
         if path is not None:
             _write(path, table)
     return table
@@ -215,8 +214,22 @@ def _finite(value: float, layer: LayerSpec, scheme: Scheme) -> float:
     return NOT_FINITE
 
 
-def _costs(space: SearchSpace, layout: ModelLayout, cost: CostModel) -> OptionTable:
-    """The table without damages."""
+def _table(
+    space: SearchSpace, layout: ModelLayout, damage: PerChoice, costs: OptionCosts
+) -> OptionTable:
+    return OptionTable(
+        names=tuple(choice.name for choice in space.choices),
+        roles=tuple(layout.layer(choice.layers[0]).role for choice in space.choices),
+        depths=tuple(_depth(layout, choice) for choice in space.choices),
+        labels=tuple(tuple(option.label for option in choice.options) for choice in space.choices),
+        damage=damage,
+        costs=costs.added,
+        fixed=costs.fixed,
+    )
+
+
+def option_costs(space: SearchSpace, layout: ModelLayout, cost: CostModel) -> OptionCosts:
+    """What every option adds to every resource that sums over layers, from shapes alone."""
     parts = [
         [_parts(layout, cost, choice, level) for level in range(len(choice.options))]
         for choice in space.choices
@@ -224,13 +237,8 @@ def _costs(space: SearchSpace, layout: ModelLayout, cost: CostModel) -> OptionTa
     searched = set(space.searched_layers)
     base = [cost.part(layer, Scheme()) for layer in cost.layers if layer.name not in searched]
     fixed = [cost.rest.additive(cost.profile), *(p.additive(cost.profile) for p in base)]
-    return OptionTable(
-        names=tuple(choice.name for choice in space.choices),
-        roles=tuple(layout.layer(choice.layers[0]).role for choice in space.choices),
-        depths=tuple(_depth(layout, choice) for choice in space.choices),
-        labels=tuple(tuple(option.label for option in choice.options) for choice in space.choices),
-        damage=tuple(np.zeros(len(choice.options)) for choice in space.choices),
-        costs={
+    return OptionCosts(
+        added={
             resource: tuple(
                 np.array([_sum(level, resource, cost) for level in rows], dtype=np.float64)
                 for rows in parts

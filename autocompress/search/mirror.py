@@ -21,8 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, create_trial
 
-from autocompress.core import TrialResult
-from autocompress.objectives import LOSS_NAMES
+from autocompress.core import DEFAULT_OBJECTIVES, Objectives, TrialResult
 from autocompress.search.samplers import distributions, new_study, outcome
 from autocompress.spaces import SearchSpace
 
@@ -40,10 +39,18 @@ class Mirror:
         path: the file, ``<run>/optuna.log``; replaced if it exists.
         space: gives each trial its parameters.
         results: trials of earlier runs, in the order of the journal.
+        objectives: what the values of a trial are.
     """
 
-    def __init__(self, path: Path, space: SearchSpace, results: Iterable[TrialResult] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        space: SearchSpace,
+        results: Iterable[TrialResult] = (),
+        objectives: Objectives = DEFAULT_OBJECTIVES,
+    ) -> None:
         self.path = path
+        self._objectives = objectives
         self._space = space
         self._distributions = distributions(space)
         self._queue: queue.SimpleQueue[TrialResult | None] = queue.SimpleQueue()
@@ -83,10 +90,10 @@ class Mirror:
         except OSError as error:
             self._give_up(error)
             return None
-        study = new_study(storage, STUDY_NAME)
+        study = new_study(storage, STUDY_NAME, self._objectives)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # names of axes, no more
-            study.set_metric_names(list(LOSS_NAMES))
+            study.set_metric_names(list(self._objectives.names))
         return study
 
     def _write_all(self) -> None:
@@ -113,7 +120,7 @@ class Mirror:
             params=self._space.encode(allocation) if inside else {},
             distributions=self._distributions if inside else {},
             user_attrs=_attributes(result),
-            **outcome(result, None),
+            **outcome(result, None, self._objectives),
         )
 
 

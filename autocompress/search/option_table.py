@@ -10,15 +10,53 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.core import digest
+from autocompress.core import STORAGE, digest
 from autocompress.core.errors import UsageError, nearest
 from autocompress.search.dnas.preferences import Preference
+from autocompress.spaces import SearchSpace
 
 Floats = NDArray[np.float64]
 PerChoice = tuple[Floats, ...]
 """One array per choice of the space, in its order; index: the level of the choice."""
 
-STORAGE = "storage_bytes"
+
+@dataclass(frozen=True, eq=False)
+class OptionCosts:
+    """What each option of a space adds to the resources of the model; known from shapes alone.
+
+    Attributes:
+        added: by the name of a resource, one value per option of each choice.
+        fixed: by the name of a resource, what all that is not searched adds.
+    """
+
+    added: Mapping[str, PerChoice]
+    fixed: Mapping[str, float]
+
+    @classmethod
+    def of(cls, space: SearchSpace) -> OptionCosts:
+        """Bytes of the searched layers, the one cost that a space itself knows."""
+        n_bytes = tuple(
+            np.array([option.storage_bytes for option in choice.options], dtype=np.float64)
+            for choice in space.choices
+        )
+        return cls({STORAGE: n_bytes}, {STORAGE: 0.0})
+
+    def cost(self, resource: str) -> PerChoice:
+        """What each option adds to a resource.
+
+        Raises:
+            UsageError: it is not among the known ones.
+        """
+        if resource not in self.added:
+            raise UsageError(
+                f"The table has no resource {resource!r}. {nearest(resource, self.added)}"
+            )
+        return self.added[resource]
+
+    def total(self, resource: str, levels: Sequence[int]) -> float:
+        """The resource of a whole model: `fixed` and what the levels add."""
+        parts = zip(self.cost(resource), levels, strict=True)
+        return self.fixed[resource] + sum(float(values[level]) for values, level in parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,22 +93,22 @@ class OptionTable:
             if [len(array) for array in arrays] != n_options:
                 raise ValueError(f"{what} must have one value per option of each choice.")
 
+    @property
+    def option_costs(self) -> OptionCosts:
+        """The costs without the damages."""
+        return OptionCosts(self.costs, self.fixed)
+
     def cost(self, resource: str) -> PerChoice:
         """What each option adds to a resource.
 
         Raises:
             UsageError: the table has no such resource.
         """
-        if resource not in self.costs:
-            raise UsageError(
-                f"The table has no resource {resource!r}. {nearest(resource, self.costs)}"
-            )
-        return self.costs[resource]
+        return self.option_costs.cost(resource)
 
     def total(self, resource: str, levels: Sequence[int]) -> float:
         """The resource of a whole model: `fixed` and what the levels add."""
-        parts = zip(self.cost(resource), levels, strict=True)
-        return self.fixed[resource] + sum(float(values[level]) for values, level in parts)
+        return self.option_costs.total(resource, levels)
 
     def predicted(self, levels: Sequence[int]) -> float:
         """Sum of the predicted damages: additive, so blind to how errors combine."""

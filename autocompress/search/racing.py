@@ -1,23 +1,23 @@
 """Racing: a trial that is clearly beaten is stopped before it has seen all search tokens.
 
 A worker measures nested heads of the search split, the rungs. After each rung but the last it looks
-at the differences to a rival of no more bytes, sequence by sequence, and stops if their mean is
+at the differences to a rival of no more cost, sequence by sequence, and stops if their mean is
 above zero with a stated confidence. Nothing is asked of the other workers, so none of them waits.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import stdtrit
 
-from autocompress.core import Allocation, Bar, TrialResult
-from autocompress.core.errors import SpaceError
-from autocompress.spaces import SearchSpace
+from autocompress.core import Bar, TrialResult
+
+Costs = tuple[float, ...]
+"""One value per resource of a study's objectives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,46 +77,42 @@ DEFAULT_RACING = Racing()
 
 
 class Rivals:
-    """The complete trials that no other one beats on both damage and bytes."""
+    """The complete trials that no other one beats on damage and every cost at once."""
 
     def __init__(self) -> None:
-        self._bytes: list[int] = []  # ascending
-        self._damages: list[float] = []  # descending
-        self._results: list[TrialResult] = []
+        self._members: list[_Member] = []
 
-    def add(self, storage_bytes: int, result: TrialResult) -> None:
+    def add(self, costs: Costs, result: TrialResult) -> None:
         """Take a trial into account; one without the damage of each sequence is of no use.
 
         Args:
-            storage_bytes: of its searched layers, see `searched_bytes`.
+            costs: what it takes of each resource of the study.
             result: any finished trial.
         """
         if not result.is_complete or result.metrics is None or not result.damages:
             return
-        damage = result.metrics.quality.damage.value
-        before = bisect_right(self._bytes, storage_bytes)
-        if before and self._damages[before - 1] <= damage:
-            return
-        first = last = bisect_left(self._bytes, storage_bytes)
-        while last < len(self._bytes) and self._damages[last] >= damage:
-            last += 1
-        self._bytes[first:last] = [storage_bytes]
-        self._damages[first:last] = [damage]
-        self._results[first:last] = [result]
+        new = _Member(costs, result.metrics.quality.damage.value, result)
+        if not any(member.is_no_worse(new) for member in self._members):
+            kept = [member for member in self._members if not new.is_no_worse(member)]
+            self._members = [*kept, new]
 
-    def bar(self, storage_bytes: int) -> Bar | None:
-        """That of the least damaged trial of no more bytes; None if there is none."""
-        n_smaller = bisect_right(self._bytes, storage_bytes)
-        if not n_smaller:
+    def bar(self, costs: Costs) -> Bar | None:
+        """That of the least damaged trial of no more cost, each of them; None if there is none."""
+        fitting = [member for member in self._members if member.fits(costs)]
+        if not fitting:
             return None
-        rival = self._results[n_smaller - 1]
+        rival = min(fitting, key=lambda member: member.damage).result
         return Bar(rival.request.number, rival.damages)
 
 
-def searched_bytes(space: SearchSpace, allocation: Allocation) -> int | None:
-    """Bytes that the searched layers store; None for an allocation outside the space."""
-    try:
-        levels = space.encode(allocation)
-    except SpaceError:
-        return None
-    return sum(c.options[levels[c.name]].storage_bytes for c in space.choices)
+@dataclass(frozen=True, slots=True)
+class _Member:
+    costs: Costs
+    damage: float
+    result: TrialResult
+
+    def fits(self, costs: Costs) -> bool:
+        return all(ours <= most for ours, most in zip(self.costs, costs, strict=True))
+
+    def is_no_worse(self, other: _Member) -> bool:
+        return self.damage <= other.damage and self.fits(other.costs)

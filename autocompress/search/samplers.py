@@ -19,8 +19,13 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from autocompress.core import Allocation, TrialResult, derived_seed
-from autocompress.objectives import LOSS_NAMES, losses
+from autocompress.core import (
+    DEFAULT_OBJECTIVES,
+    Allocation,
+    Objectives,
+    TrialResult,
+    derived_seed,
+)
 from autocompress.search import peers
 from autocompress.search.dnas.sampler import Dnas
 from autocompress.search.guided.sampler import Guided
@@ -49,7 +54,11 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     return {c.name: IntDistribution(0, len(c.options) - 1) for c in space.choices}
 
 
-def outcome(result: TrialResult, constraints: Constraints | None) -> dict[str, Any]:
+def outcome(
+    result: TrialResult,
+    constraints: Constraints | None,
+    objectives: Objectives = DEFAULT_OBJECTIVES,
+) -> dict[str, Any]:
     """State, values and constraints of a finished trial in Optuna's words.
 
     A trial that was stopped early is a pruned one and has no values: those on fewer tokens cannot
@@ -59,7 +68,7 @@ def outcome(result: TrialResult, constraints: Constraints | None) -> dict[str, A
         return {"state": TrialState.PRUNED}
     if result.metrics is None or not result.is_complete:
         return {"state": TrialState.FAIL}
-    values = {"state": TrialState.COMPLETE, "values": list(losses(result.metrics))}
+    values = {"state": TrialState.COMPLETE, "values": list(objectives.losses(result.metrics))}
     if constraints is None:
         return values
     return values | {"constraints": dict(constraints(result))}
@@ -127,7 +136,7 @@ class _Reproducible(BaseSampler):
 
 
 class OptunaSampler(Sampler):
-    """A sampler that is an Optuna sampler over an in-memory study with two losses.
+    """A sampler that is an Optuna sampler over an in-memory study of the losses.
 
     Attributes:
         n_draws: proposals of the method itself before the redraws become uniform, and again as
@@ -139,7 +148,7 @@ class OptunaSampler(Sampler):
     def start(self) -> None:
         """See `Sampler.start`."""
         self.distributions = distributions(self.space)
-        self.study = new_study()
+        self.study = new_study(objectives=self.objectives)
         self._pending: dict[int, Trial] = {}
         self._seen: set[Levels] = set()
 
@@ -165,7 +174,7 @@ class OptunaSampler(Sampler):
     def tell(self, result: TrialResult) -> None:
         """See `Sampler.tell`; a failed trial is told as such and has no losses."""
         trial = self._pending.pop(result.request.number, None)
-        told = outcome(result, self.constraints)
+        told = outcome(result, self.constraints, self.objectives)
         if trial is None:
             self._add(result, told)
             return
@@ -194,13 +203,17 @@ class OptunaSampler(Sampler):
         return {}
 
 
-def new_study(storage: BaseStorage | None = None, name: str | None = None) -> Study:
-    """An empty study of the two losses, in memory unless a storage is given; says nothing."""
+def new_study(
+    storage: BaseStorage | None = None,
+    name: str | None = None,
+    objectives: Objectives = DEFAULT_OBJECTIVES,
+) -> Study:
+    """An empty study of the losses, in memory unless a storage is given; says nothing."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         return optuna.create_study(
-            storage=storage, study_name=name, directions=["minimize"] * len(LOSS_NAMES)
+            storage=storage, study_name=name, directions=["minimize"] * len(objectives.names)
         )
     finally:
         optuna.logging.set_verbosity(verbosity)
@@ -221,7 +234,7 @@ class RandomSearch(OptunaSampler):
 
 @SAMPLERS.register("tpe")
 class Tpe(OptunaSampler):
-    """Multivariate tree-structured Parzen estimator (Ozaki et al., JAIR 2022, for two losses)."""
+    """Multivariate tree-structured Parzen estimator (Ozaki et al. 2022, for several losses)."""
 
     name = "tpe"
     summary = "multivariate tree-structured Parzen estimator; strong on small budgets"
@@ -237,7 +250,7 @@ class Gp(OptunaSampler):
     """Gaussian processes and expected hypervolume improvement (Daulton et al., 2020)."""
 
     name = "gp"
-    summary = "Gaussian processes of both losses; few choices and few trials only, slow beyond"
+    summary = "Gaussian processes of the losses; few choices and few trials only, slow beyond"
     adaptive = True
     n_draws = 2  # each takes seconds
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 from autocompress.core import BASE_ALLOCATION, Allocation, Bar, TrialRequest, TrialResult
 from autocompress.core.errors import BudgetError, RunDirectoryError, TrialError
 from autocompress.fronts import Front
-from autocompress.objectives import losses
 from autocompress.search.budget import Budget, Spent
 from autocompress.search.driver import Driver
 from autocompress.search.interrupts import interrupt_deferred
 from autocompress.search.journal import Journal
 from autocompress.search.mirror import Mirror
-from autocompress.search.racing import DEFAULT_RACING, Racing, Rivals, searched_bytes
+from autocompress.search.racing import DEFAULT_RACING, Costs, Racing, Rivals
 from autocompress.search.sampler import Sampler
 from autocompress.spaces import SearchSpace
 
@@ -37,7 +36,8 @@ class Progress:
         n_early_stopped: those of them that were stopped early.
         fraction: share of the scarcest budget that is spent, 0 to 1.
         remaining: what is left of each budget, for people.
-        best: the measured trials that no other trial beats on both damage and bytes, by damage.
+        best: the measured trials that no other trial beats on damage and all
+            resources, by damage.
         last: the trial that just finished.
     """
 
@@ -59,11 +59,11 @@ class Study:
 
     Args:
         space: what may be chosen.
-        sampler: fresh; it is told the journal's trials.
+        sampler: fresh; it is told the journal's trials; says what the objectives are.
         driver: where trials run.
         journal: open for writing.
         budget: for the journal's trials and the new ones together.
-        racing: gives each proposal a rival of no more bytes, which may end it early where the
+        racing: gives each proposal a rival of no more cost, which may end it early where the
             driver's context has rungs (`TrialContext.with_racing`); None runs all to the end.
         mirror: told each finished trial.
         progress: called after each finished trial, in this process.
@@ -102,7 +102,7 @@ class Study:
         self._known: dict[Allocation, TrialResult] = {}
         self._running: dict[int, TrialRequest] = {}
         self._tried: set[Allocation] = set()
-        self._searched_bytes: dict[Allocation, int | None] = {}
+        self._costs: dict[Allocation, Costs | None] = {}
         self._front: Front[TrialResult] = Front()
         self._rivals = Rivals() if racing is not None else None
         self._n_early_stopped = 0
@@ -155,7 +155,7 @@ class Study:
     def _check_belongs(self, result: TrialResult) -> None:
         request = result.request
         expected = self._baseline(request.number)
-        if request != expected and (expected or self._bytes(request.allocation) is None):
+        if request != expected and (expected or self._costs_of(request.allocation) is None):
             raise RunDirectoryError(
                 f"The journal {self._journal.path} belongs to another study: its trial "
                 f"{request.number} ({request.source}) is not one of the space "
@@ -205,8 +205,8 @@ class Study:
     def _bar(self, allocation: Allocation) -> Bar | None:
         if self._rivals is None:
             return None
-        storage_bytes = self._bytes(allocation)
-        return None if storage_bytes is None else self._rivals.bar(storage_bytes)
+        costs = self._costs_of(allocation)
+        return None if costs is None else self._rivals.bar(costs)
 
     def _finish(self, result: TrialResult) -> None:
         """Journal first, so that what is told is never lost; all of it or nothing."""
@@ -249,23 +249,29 @@ class Study:
     def _enter_race(self, result: TrialResult) -> None:
         if self._rivals is None or not result.is_complete:
             return
-        storage_bytes = self._bytes(result.request.allocation)
-        if storage_bytes is not None:
-            self._rivals.add(storage_bytes, result)
+        costs = self._costs_of(result.request.allocation)
+        if costs is not None:
+            self._rivals.add(costs, result)
 
     def _note_tried(self, allocation: Allocation) -> None:
-        if self._bytes(allocation) is not None:
+        if self._costs_of(allocation) is not None:
             self._tried.add(allocation)
 
-    def _bytes(self, allocation: Allocation) -> int | None:
-        """`searched_bytes`, encoding an allocation only once."""
-        if allocation not in self._searched_bytes:
-            self._searched_bytes[allocation] = searched_bytes(self._space, allocation)
-        return self._searched_bytes[allocation]
+    def _costs_of(self, allocation: Allocation) -> Costs | None:
+        """`Sampler.costs_of`, encoding an allocation only once."""
+        if allocation not in self._costs:
+            self._costs[allocation] = self._sampler.costs_of(allocation)
+        return self._costs[allocation]
 
     def _front_with(self, results: list[TrialResult]) -> Front[TrialResult]:
         complete = [r for r in results if r.is_complete]
-        return Front.of([*self._front.members, *complete], _losses) if complete else self._front
+        return (
+            Front.of([*self._front.members, *complete], self._losses) if complete else self._front
+        )
+
+    def _losses(self, result: TrialResult) -> tuple[float, ...]:
+        assert result.metrics is not None
+        return self._sampler.objectives.losses(result.metrics)
 
     def _require_some_success(self, after: int) -> None:
         failed = len(self._done)
@@ -282,8 +288,3 @@ def _repeated(known: TrialResult, request: TrialRequest) -> TrialResult:
     """The result of an allocation that was measured before, as that of another trial."""
     note = f"same allocation as trial {known.request.number}"
     return replace(known, request=request, seconds=0.0, n_tokens=0, notes=(note,), sampler_state={})
-
-
-def _losses(result: TrialResult) -> tuple[float, float]:
-    assert result.metrics is not None
-    return losses(result.metrics)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.core import (
+    STORAGE,
     Allocation,
     Measurement,
     Metrics,
@@ -30,7 +31,7 @@ from autocompress.core import (
     derived_seed,
 )
 from autocompress.core.errors import DataError, SpaceError, UsageError, nearest
-from autocompress.search.option_table import STORAGE, OptionTable, PerChoice
+from autocompress.search.option_table import OptionTable, PerChoice
 from autocompress.search.racing import Racing
 from autocompress.spaces import SearchSpace
 

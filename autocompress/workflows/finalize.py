@@ -264,10 +264,14 @@ def _replace(case: _Case, pair: _Pair, finalized: Finalized) -> Finalization:
         candidates=[*others, rebuilt],
         reference_point=document.reference_point,
         differences=paired(damages),
+        objectives=document.objectives,
     )
     kept = next((m for m in changed.members if m.id == rebuilt.id), None)
     if kept is None:
-        reason = "on report tokens another member takes no more bytes and retains more."
+        reason = (
+            f"on report tokens another member takes no more {document.objectives.words} and "
+            "retains more."
+        )
         return Finalization(member, False, finalized, reason)
     _with_layer_bits(changed, session).write(directory)
     write_report(directory)

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from autocompress.core import DEFAULT_OBJECTIVES, Objectives
 from autocompress.core.errors import RunDirectoryError
 from autocompress.core.files import write_atomically
 from autocompress.search.option_table import OptionTable
@@ -16,10 +17,11 @@ PREDICTIONS = "predictions.json"
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """A search space on one model and the option table of it."""
+    """A search space on one model, the option table of it, and what the search is about."""
 
     space: SearchSpace
     table: OptionTable
+    objectives: Objectives = DEFAULT_OBJECTIVES
 
     def write(self, directory: Path) -> None:
         """Write `predictions.json` by atomic rename.
@@ -27,7 +29,11 @@ class Predictions:
         Raises:
             RunDirectoryError: the directory cannot be written.
         """
-        document = {"space": self.space.to_json(), "table": self.table.to_json()}
+        document = {
+            "space": self.space.to_json(),
+            "table": self.table.to_json(),
+            "optimize": self.objectives.text,
+        }
         try:
             write_atomically(directory / PREDICTIONS, json.dumps(document))
         except OSError as error:
@@ -51,7 +57,11 @@ class Predictions:
             )
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            return cls(SearchSpace.from_json(data["space"]), OptionTable.from_json(data["table"]))
+            return cls(
+                SearchSpace.from_json(data["space"]),
+                OptionTable.from_json(data["table"]),
+                Objectives.parse(data.get("optimize", DEFAULT_OBJECTIVES.text)),
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise RunDirectoryError(
                 f"{path} is damaged ({type(error).__name__}: {error}). Next step: resume the "

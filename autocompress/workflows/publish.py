@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autocompress.core import Metrics, TrialRequest, TrialResult
+import numpy as np
+
+from autocompress.core import DEFAULT_OBJECTIVES, Metrics, Objectives, TrialRequest, TrialResult
 from autocompress.core.errors import TrialError
 from autocompress.cost import CostModel
 from autocompress.fronts import (
@@ -20,10 +21,12 @@ from autocompress.fronts import (
     Member,
     MemberQuality,
     StudySummary,
+    contributions,
     paired,
+    reference_point,
 )
 from autocompress.methods import footprint
-from autocompress.objectives import CostEfficiency, losses
+from autocompress.objectives import CostEfficiency
 from autocompress.report.layers import LayerBits, layer_bits
 from autocompress.search import Journal, Spent
 from autocompress.search.driver import Driver
@@ -37,37 +40,44 @@ BASE_NAME = "base"
 _LEAST_DAMAGE = 1e-12
 
 
-def shortlist(results: Sequence[TrialResult]) -> list[TrialRequest]:
+def shortlist(
+    results: Sequence[TrialResult], objectives: Objectives = DEFAULT_OBJECTIVES
+) -> list[TrialRequest]:
     """What is worth measuring on report tokens: the base, the baselines and the search front.
 
-    Trials that another one beats on both damage and bytes on the search tokens are left out; of
+    Trials that another one beats on damage and all resources on the search tokens are left out; of
     equal allocations the first one counts. A crowded front is thinned out to `MOST_MEMBERS`.
     """
     complete = [r for r in results if r.is_complete]
-    front = Front.of(complete, lambda r: losses(_metrics(r)))
+    front = Front.of(complete, lambda r: objectives.losses(_metrics(r)))
     proposed = [r for r in front if not r.request.is_baseline]
-    wanted = [r for r in complete if r.request.is_baseline] + thinned(proposed, MOST_MEMBERS)
+    kept = thinned(proposed, MOST_MEMBERS, objectives)
+    wanted = [r for r in complete if r.request.is_baseline] + kept
     first = {r.request.allocation: r.request for r in reversed(wanted)}
     return sorted(first.values(), key=lambda request: request.number)
 
 
-def thinned(front: Sequence[TrialResult], most: int) -> list[TrialResult]:
-    """At most so many members of a front, spread over it; the ends stay.
+def thinned(
+    front: Sequence[TrialResult], most: int, objectives: Objectives = DEFAULT_OBJECTIVES
+) -> list[TrialResult]:
+    """At most so many members of a front, spread over it; the best of each objective stay.
 
-    One by one the member goes that would be missed least: the smallest product of the bytes to its
-    dearer neighbour and of the log damage to its cheaper one.
+    One by one the member goes that would be missed least: the smallest volume that it alone
+    dominates, over log damage and the resources. With one resource that is the product of the
+    resource to its dearer neighbour and of the log damage to its cheaper one.
     """
-    kept = sorted(front, key=lambda r: _metrics(r).storage_bytes)
-    sizes = [_metrics(r).storage_bytes for r in kept]
-    logs = [math.log(max(_metrics(r).quality.damage.value, _LEAST_DAMAGE)) for r in kept]
-    while len(kept) > max(most, 2):
-        missed = [
-            (sizes[i + 1] - sizes[i]) * (logs[i - 1] - logs[i]) for i in range(1, len(kept) - 1)
-        ]
-        least = 1 + missed.index(min(missed))
-        for column in (kept, sizes, logs):
-            del column[least]
+    kept = sorted(front, key=lambda r: objectives.costs(_metrics(r)))
+    while len(kept) > max(most, len(objectives.names)):
+        del kept[_missed_least(kept, objectives)]
     return kept
+
+
+def _missed_least(front: Sequence[TrialResult], objectives: Objectives) -> int:
+    points = np.array([objectives.losses(_metrics(r)) for r in front])
+    points[:, 0] = np.log(np.maximum(points[:, 0], _LEAST_DAMAGE))
+    missed = contributions(points, reference_point(points))
+    missed[points.argmin(axis=0)] = np.inf
+    return int(missed.argmin())
 
 
 def measure_on_report_tokens(
@@ -123,6 +133,7 @@ def front_document(
         baselines=[m for m in members if m.name],
         candidates=members,
         differences=paired({r.request.allocation.digest: r.damages for r in measured}),
+        objectives=session.settings.objectives,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from autocompress.core import TrialResult
 from autocompress.core.errors import AutocompressError, RunDirectoryError, UsageError
-from autocompress.fronts import FrontDocument, parse_bytes, pick
+from autocompress.fronts import FrontDocument, pick
 from autocompress.report.progress import StudyProgress
 from autocompress.search import (
     SAMPLERS,
@@ -27,6 +27,8 @@ from autocompress.search import (
 from autocompress.search.dnas.mixture import require_room
 from autocompress.search.journal import JOURNAL_FILE
 from autocompress.search.option_table import OptionTable
+from autocompress.search.sampler import require_budgets
+from autocompress.workflows.aims import parse_aims
 from autocompress.workflows.contexts import (
     make_driver,
     report_context,
@@ -86,6 +88,7 @@ def search(
     bank_size: str | None = None,
     aim: Sequence[str] = (),
     finalize: bool = True,
+    optimize: str = "quality,bytes",
     progress: bool = False,
 ) -> Run:
     """Search compressed versions of a model; the Python twin of ``autocompress search``.
@@ -120,7 +123,10 @@ def search(
         cache: directory of statistics and bank; by default in `out`; runs may share one.
         bank_size: largest size of the bank on disk, e.g. ``20GB``.
         aim: sizes like ``60MB`` at which the best model is wanted most; by default the baselines'.
+            Times like ``3ms`` where `optimize` names latency before bytes.
         finalize: rebuild the member of best cost efficiency with more care at the end.
+        optimize: ``quality`` and what it is traded for: ``bytes``, ``latency``, ``bytes_moved``,
+            ``macs``, or several of them, the main one first.
         progress: draw progress bars on stderr.
 
     Raises:
@@ -138,7 +144,7 @@ def search(
         sequence_length=sequence_length, trial_timeout_seconds=trial_timeout,
         device_profile=device_profile, trust_remote_code=trust_remote_code,
         token_weighting=token_weighting, cache=None if cache is None else str(cache),
-        bank_size=bank_size, aim=tuple(aim), finalize=finalize,
+        bank_size=bank_size, aim=tuple(aim), finalize=finalize, optimize=optimize,
     )  # fmt: skip
     return run_search(settings, None if out is None else Path(out), resume, show_progress=progress)
 
@@ -148,8 +154,10 @@ def run_search(
 ) -> Run:
     """Run or resume a search; see `search` for arguments and errors."""
     budget = Budget.parse(settings.budget)
-    aims = [parse_bytes(size) for size in settings.aim]
+    objectives = settings.objectives
+    aims = parse_aims(settings.aim, objectives)
     sampler_class = SAMPLERS[settings.sampler]
+    require_budgets(sampler_class, objectives)
     directory = _run_directory(settings, out, resume)
     old = StudyRecord.read(directory) if resume else None
     if old is not None:
@@ -163,12 +171,15 @@ def run_search(
         _create(directory, record)
         with (
             Journal(directory / JOURNAL_FILE) as journal,
-            Mirror(directory / MIRROR, space, journal.read()) as mirror,
+            Mirror(directory / MIRROR, space, journal.read(), objectives) as mirror,
         ):
             context = search_context(session, record)
             with closing(make_driver(settings, context)) as driver:
                 table = _table(sampler_class, session, context, driver, directory)
-                sampler = sampler_class(space, seed=settings.seed, table=table, aims=aims)
+                sampler = sampler_class(
+                    space, seed=settings.seed, table=table, aims=aims, objectives=objectives,
+                    costs=session.option_costs,
+                )  # fmt: skip
                 study = Study(
                     space, sampler, driver, journal, budget, mirror=mirror, progress=shown.trial,
                     proposed=recorded_owl(record.resolved, space),
@@ -196,14 +207,14 @@ def _table(
     table = session.option_table(context.bank, session.searched_curvature, driver.fill)
     if sampler.needs_training:
         table = with_preferences(session, table, context.bank)
-    Predictions(session.space, table).write(directory)
+    Predictions(session.space, table, session.settings.objectives).write(directory)
     return table
 
 
 def _publish(
     session: Session, record: StudyRecord, results: Sequence[TrialResult], spent: Spent, to: Path
 ) -> Run:
-    requests = shortlist(results)
+    requests = shortlist(results, session.settings.objectives)
     context = report_context(session, record)
     session.progress.step(f"Measuring {len(requests)} models on report tokens")
     with closing(report_driver(session.settings, context)) as driver:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from autocompress.core import DEFAULT_OBJECTIVES, Objectives
 from autocompress.core.errors import (
     ModelError,
     RunDirectoryError,
@@ -62,7 +63,8 @@ class SearchSettings:
             may share one.
         bank_size: largest size of the bank on disk, e.g. ``20GB``; None for the default.
         aim: sizes, each like ``60MB``, at which the best model is wanted most; without any, those
-            of the baselines.
+            of the baselines. Times, like ``3ms``, where latency is the first resource.
+        optimize: ``quality`` and the resources that it is traded for, the main one first.
         finalize: rebuild the member that a pick by cost efficiency gives, once the search ended.
     """
 
@@ -93,6 +95,7 @@ class SearchSettings:
     bank_size: str | None = None
     aim: tuple[str, ...] = ()
     finalize: bool = True
+    optimize: str = DEFAULT_OBJECTIVES.text
 
     def __post_init__(self) -> None:
         for name in ("workers", "calibration_tokens", "search_tokens", "report_tokens"):
@@ -109,6 +112,13 @@ class SearchSettings:
                 "The local driver runs one trial at a time in this process, but workers, an "
                 "address or GPUs per worker were given. Next step: add --driver ray."
             )
+        # Spelled alike, however it was typed: settings are compared on a resume.
+        object.__setattr__(self, "optimize", Objectives.parse(self.optimize).text)
+
+    @property
+    def objectives(self) -> Objectives:
+        """What `optimize` says."""
+        return Objectives.parse(self.optimize)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back to an equal value."""

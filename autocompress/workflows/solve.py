@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from autocompress.core import Allocation
+from autocompress.core import LATENCY, STORAGE, Allocation
 from autocompress.core.errors import UsageError
 from autocompress.search.guided.sampler import Guided
 from autocompress.search.journal import JOURNAL_FILE, read_journal
-from autocompress.search.option_table import STORAGE
 from autocompress.search.solver import Levels, padded, solve, sweep
 from autocompress.workflows.predictions import Predictions
 
@@ -64,7 +63,8 @@ def solve_run(
             given.
 
     Returns:
-        One solution for a budget; the predicted front over bytes, smallest first, without one.
+        One solution for a budget; without one, the predicted front over the main resource that
+        the search optimized, cheapest first.
 
     Raises:
         UsageError: two budgets, or one that nothing fits.
@@ -78,7 +78,7 @@ def solve_run(
     if max_bytes is not None:
         return solver.within(STORAGE, max_bytes)
     if max_latency_ms is not None:
-        return solver.within("latency_ms_per_token", max_latency_ms)
+        return solver.within(LATENCY, max_latency_ms)
     return solver.front()
 
 
@@ -86,7 +86,7 @@ class _Solver:
     def __init__(self, directory: Path) -> None:
         self._predictions = Predictions.read(directory)
         space, table = self._predictions.space, self._predictions.table
-        sampler = Guided(space, seed=0, table=table)
+        sampler = Guided(space, seed=0, table=table, objectives=self._predictions.objectives)
         for result in read_journal(directory / JOURNAL_FILE).results:
             sampler.tell(result)
         self._surrogate = sampler.surrogate
@@ -107,8 +107,9 @@ class _Solver:
         return self._solutions([levels])
 
     def front(self) -> list[Solution]:
-        """Points of the predicted front over bytes, evenly spaced."""
-        points = sweep(self._damages, padded(self._predictions.table.cost(STORAGE)))
+        """Points of the predicted front over the main resource, evenly spaced."""
+        main = self._predictions.objectives.main
+        points = sweep(self._damages, padded(self._predictions.table.cost(main)))
         wanted = np.linspace(points.costs[0], points.costs[-1], _N_POINTS)
         found = np.unique(np.searchsorted(points.costs, wanted, side="right") - 1)
         return self._solutions([points.at(int(point)) for point in found])

@@ -28,6 +28,7 @@ def with_preferences(session: Session, table: OptionTable, bank: Bank) -> Option
             session.space.digest,
             session.task.name,
             session.settings.seed,
+            session.settings.objectives.main,
             *bank_entries(bank, session.space),
         ],
         cache=session.cache / "training",
@@ -47,5 +48,6 @@ def _train(session: Session, table: OptionTable, bank: Bank) -> tuple[Preference
         batches=curvature_batches(session.task, module, session.splits.calibration),
         dense=lambda name, scheme: bank.dense(name, scheme, dtype),
         seed=session.settings.seed,
+        resource=session.settings.objectives.main,
         progress=session.progress.advance,
     )

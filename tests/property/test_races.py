@@ -1,5 +1,7 @@
 """Racing loses hardly any good candidate, whatever the noise looks like."""
 
+from operator import le
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,7 +22,10 @@ from autocompress.search.racing import Racing, Rivals
 
 RACING = Racing()
 N_TRIALS = 3000
-points = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=30)
+amounts = st.integers(0, 20)
+n_resources = st.shared(st.integers(1, 3), key="resources")
+costs = n_resources.flatmap(lambda n: st.tuples(*[amounts] * n))
+points = st.lists(st.tuples(costs, amounts), max_size=30)
 
 
 def result_of(number, damage):
@@ -30,13 +35,13 @@ def result_of(number, damage):
     return TrialResult(request, TrialStatus.COMPLETE, metrics, damages=(float(damage),))
 
 
-@given(points=points, size=st.integers(0, 20))
-def test_the_rival_is_found_as_by_looking_at_all_trials(points, size):
+@given(points=points, limits=costs)
+def test_the_rival_is_found_as_by_looking_at_all_trials(points, limits):
     rivals = Rivals()
-    for number, (n_bytes, damage) in enumerate(points):
-        rivals.add(n_bytes, result_of(number, damage))
-    fitting = [damage for n_bytes, damage in points if n_bytes <= size]
-    bar = rivals.bar(size)
+    for number, (taken, damage) in enumerate(points):
+        rivals.add(taken, result_of(number, damage))
+    fitting = [damage for taken, damage in points if all(map(le, taken, limits))]
+    bar = rivals.bar(limits)
     assert (bar.damages[0] if bar else None) == (min(fitting) if fitting else None)
 
 

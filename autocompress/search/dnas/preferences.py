@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 N_TRADE_OFFS = 6
 _TEMPERATURE = 0.5
+_WIDEST = 1e3
+"""Ratio of the largest to the least cost that trade-offs are spread over, if the least is 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +25,7 @@ class Preference:
     """The distributions that one trade-off weight leads to.
 
     Attributes:
-        weight: damage that a byte is worth, not negative.
+        weight: damage that a byte (or what else is saved) is worth, not negative.
         log_probabilities: of the options of each choice; -inf for one that is never taken.
     """
 
@@ -55,7 +57,7 @@ class Preference:
 
 
 def trade_offs(damage: PerChoice, cost: PerChoice, count: int = N_TRADE_OFFS) -> tuple[float, ...]:
-    """Damage that a byte saves on the predicted front, at sizes of equal ratios.
+    """Damage that a byte saves on the predicted front, at sizes of equal ratios; or another cost.
 
     Damages fall exponentially with bits, so no fixed list of weights suits a model; these lead to
     sizes all over the range, as far as predictions hold. Dearest size first, each weight once; 0
@@ -64,7 +66,8 @@ def trade_offs(damage: PerChoice, cost: PerChoice, count: int = N_TRADE_OFFS) ->
     points = sweep(damage, cost)
     if len(points) < 2:
         return (0.0,)
-    sizes = np.geomspace(max(points.costs[0], 1.0), points.costs[-1], count + 2)[-2:0:-1]
+    least = points.costs[0] or min(1.0, points.costs[-1] / _WIDEST)
+    sizes = np.geomspace(least, points.costs[-1], count + 2)[-2:0:-1]
     at = np.clip(np.searchsorted(points.costs, sizes) - 1, 0, len(points) - 2)
     slopes = (points.damages[at] - points.damages[at + 1]) / np.diff(points.costs)[at]
     return tuple(dict.fromkeys(map(float, slopes)))

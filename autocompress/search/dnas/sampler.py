@@ -14,7 +14,6 @@ import numpy as np
 
 from autocompress.core.errors import UsageError
 from autocompress.search.dnas.preferences import Preference, from_predictions
-from autocompress.search.option_table import STORAGE
 from autocompress.search.peers.base import BatchSampler, Levels, Measured, spread_budgets
 from autocompress.search.sampler import SAMPLERS
 from autocompress.search.solver import solve
@@ -49,24 +48,26 @@ class Dnas(BatchSampler):
     @cached_property
     def _preferences(self) -> tuple[Preference, ...]:
         assert self.table is not None
-        return self.table.preferences or from_predictions(self.table.damage, self.costs)
+        trained = self.table.preferences
+        return tuple(
+            Preference(p.weight, self.ordered(p.log_probabilities)) for p in trained
+        ) or from_predictions(self.damage, self.costs)
 
     @cached_property
     def _likeliest(self) -> list[Levels]:
         """Argmax of each trade-off, then of each size under the trade-offs next to it."""
-        assert self.table is not None
         found = [preference.best for preference in self._preferences]
-        fixed = self.table.fixed[STORAGE]
+        fixed = self.option_costs.fixed[self.objectives.main]
         aims = [aim - fixed for aim in self.aims]
         for size in (*aims, *spread_budgets(self.costs, _N_SIZES)):
             found += self._within(float(size))
         return found
 
     def _within(self, size: float) -> list[Levels]:
-        """The likeliest allocation of at most `size` bytes under the two nearest trade-offs."""
+        """The likeliest allocation of at most `size` under the two nearest trade-offs."""
 
         def distance(preference: Preference) -> float:
-            return abs(self.bytes_of(preference.best) - size)
+            return abs(self.cost_of(preference.best) - size)
 
         found = []
         for preference in sorted(self._preferences, key=distance)[:2]:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autocompress.core import derived_seed, digest
+from autocompress.core import STORAGE, derived_seed, digest
 from autocompress.core.errors import UsageError
 from autocompress.core.files import write_atomically
 from autocompress.evaluate import Task
@@ -38,7 +38,7 @@ from autocompress.search.dnas.mixture import (
     usable,
 )
 from autocompress.search.dnas.preferences import N_TRADE_OFFS, Preference, trade_offs
-from autocompress.search.option_table import STORAGE, OptionTable
+from autocompress.search.option_table import OptionTable
 from autocompress.search.peers.scores import Batch, Dense
 from autocompress.spaces import SearchSpace
 
@@ -106,6 +106,7 @@ def train_preferences(
     seed: int = 0,
     training: Training = DEFAULT_TRAINING,
     weights: Sequence[float] | None = None,
+    resource: str = STORAGE,
     progress: Progress | None = None,
 ) -> tuple[Preference, ...]:
     """Distributions over the options of each choice, one set per trade-off weight.
@@ -117,13 +118,14 @@ def train_preferences(
         module: the base model, float32; left as it was, its parameters get no gradients.
         layout: of the model.
         space: what may be chosen.
-        table: of the space, for bytes, and for the weights if none are given.
+        table: of the space, for costs, and for the weights if none are given.
         task: gives the damage.
         batches: of `Task.curvature_batches`, of calibration tokens; at least one.
         dense: decoded weights; of a `Bank`, for instance.
         seed: of noise and order.
         training: how.
         weights: damage that a byte is worth; by default those of `trade_offs`.
+        resource: what damage is traded for instead of bytes.
         progress: told how many of all steps are done.
 
     Raises:
@@ -132,10 +134,12 @@ def train_preferences(
         ModelError: the base model does not fit the task.
     """
     if weights is None:
-        weights = trade_offs(table.damage, table.cost(STORAGE), training.n_trade_offs)
+        weights = trade_offs(table.damage, table.cost(resource), training.n_trade_offs)
     parts = mixtures(module, layout, space, dense)
     pieces = _pieces(batches, training.sequences)
-    run = _Run(module, task, parts, pieces=pieces, training=training, table=table)
+    run = _Run(
+        module, task, parts, pieces=pieces, training=training, table=table, resource=resource
+    )
     done, total = 0, len(weights) * training.steps
     found = []
     for weight in weights:
@@ -159,10 +163,11 @@ class _Run:
         pieces: Sequence[Batch],
         training: Training,
         table: OptionTable,
+        resource: str,
     ) -> None:
         self._module, self._task, self._parts = module, task, parts
         self._pieces, self._training = pieces, training
-        costs = table.cost(STORAGE)
+        costs = table.cost(resource)
         self._sizes = [len(cost) for cost in costs]
         self._shape = (len(costs), max(self._sizes))
         self._added = torch.zeros(self._shape, dtype=torch.float64)
@@ -170,7 +175,7 @@ class _Run:
         for row, (cost, layers) in enumerate(zip(costs, parts, strict=True)):
             self._added[row, : len(cost)] = torch.from_numpy(cost - cost.min())
             self._open[row, : len(cost)] = usable(layers).cpu()
-        self._span = max(1.0, float(self._added.amax(1).sum()))
+        self._span = float(self._added.amax(1).sum()) or 1.0
         self._device = next(module.parameters()).device
         self._logits = torch.zeros(self._shape)
 

@@ -28,13 +28,13 @@ class Measured:
 
     Attributes:
         levels: (n_choices,).
-        cost: total bytes.
+        cost: total of what damage is traded for; a guide takes that of the levels.
         damage: positive; of all tokens, or an estimate of that.
         retained: retained quality.
         extra_sd: of the log damage, beyond the surrogate's own error; 0 if all tokens were seen.
         predicted: log damage that was predicted when the trial was proposed.
         retained_error: standard error of the retained quality.
-        is_rival: whether it is a baseline, which the front should beat at no more bytes.
+        is_rival: whether it is a baseline, which the front should beat at no more cost.
     """
 
     levels: Levels
@@ -57,7 +57,7 @@ class MeasuredFront:
         return iter(self._members)
 
     def add(self, trial: Measured) -> None:
-        """Take a trial in unless another one has no more bytes and no more damage."""
+        """Take a trial in unless another one has no more cost and no more damage."""
         if trial.extra_sd:
             return
         place = bisect_right(self._members, trial.cost, key=lambda m: m.cost)
@@ -70,12 +70,12 @@ class MeasuredFront:
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """Which differences of damage and bytes are worth something, from what was measured.
+    """Which differences of damage and cost are worth something, from what was measured.
 
     Attributes:
         safe_damage: damage of a model that is nearly as good as the base.
         broken_damage: damage of a model that is of no use.
-        largest: bytes beyond which a model is as good as the base anyway.
+        largest: cost beyond which a model is as good as the base anyway.
     """
 
     safe_damage: float = 1e-3
@@ -84,7 +84,7 @@ class Scale:
 
     @classmethod
     def of(cls, trials: Sequence[Measured], largest: float) -> Scale:
-        """From trials that saw all tokens; `largest` bounds the bytes in any case."""
+        """From trials that saw all tokens; `largest` bounds the cost in any case."""
         if not trials:
             return cls(largest=largest)
         kept, damages = zip(*sorted((m.retained, m.damage) for m in trials), strict=True)
@@ -102,7 +102,7 @@ class Scale:
         return loss
 
     def staircase(self, points: Sequence[tuple[float, float]]) -> Staircase:
-        """The front of (bytes, damage) points, in losses, up to where improvements count."""
+        """The front of (cost, damage) points, in losses, up to where improvements count."""
         table = np.array(points).reshape(-1, 2)
         worst = float(self.loss(np.array(self.broken_damage)))
         return Staircase.of(table[:, 0], self.loss(table[:, 1]), (self.largest, worst))
@@ -128,7 +128,7 @@ def observations(trials: Sequence[Measured], scale: Scale, n_choices: int) -> Ob
 
 
 def _behind_front(trials: Sequence[Measured], scale: Scale) -> Floats:
-    """By how much each trial's loss exceeds the front's at its bytes, (n,)."""
+    """By how much each trial's loss exceeds the front's at its cost, (n,)."""
     stairs = scale.staircase([(m.cost, m.damage) for m in trials if not m.extra_sd])
     best = np.concatenate(([stairs.reference[1]], stairs.losses))
     losses = scale.loss(np.array([m.damage for m in trials]))

@@ -4,6 +4,9 @@ Each proposal is the best candidate of a pool: points of the predicted front, of
 posterior samples (Thompson sampling), level swaps and crosses of the measured front, and swaps of
 the best of these. Most proposals look for the largest expected hypervolume improvement; every
 third one aims at one size: one that the user asked for, or that of a baseline, to beat it there.
+
+Where several resources count, proposals take turns: each looks at damage against one resource, or
+against a mixture of them (`views`). The surrogate of the damage is one.
 """
 
 from __future__ import annotations
@@ -15,14 +18,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
-from autocompress.core import derived_seed
-from autocompress.search.guided.archive import Measured, MeasuredFront, Scale, observations
+from autocompress.core import STORAGE, derived_seed
+from autocompress.search.guided.archive import Measured, Scale, observations
 from autocompress.search.guided.features import Levels, OptionFeatures
 from autocompress.search.guided.proposals import crossed, spaced, swapped
 from autocompress.search.guided.surrogate import Surrogate
-from autocompress.search.option_table import STORAGE, Floats, OptionTable
+from autocompress.search.guided.views import View, views
+from autocompress.search.option_table import Floats, OptionTable
 from autocompress.search.solver import Sweep, sweep
 
 _log = logging.getLogger(__name__)
@@ -65,24 +70,27 @@ class Guide:
     A proposal depends on the seed, the number and what was told, in the order of the tells.
 
     Args:
-        table: predicted damages and bytes of the space's options.
+        table: predicted damages and costs of the space's options.
         seed: of everything that is drawn.
-        aims: total bytes to be best at; the baselines' if there are none.
+        aims: totals of the first resource to be best at; the baselines' if there are none.
+        resources: what damage is traded for.
     """
 
-    def __init__(self, table: OptionTable, *, seed: int, aims: Sequence[float] = ()) -> None:
+    def __init__(
+        self,
+        table: OptionTable,
+        *,
+        seed: int,
+        aims: Sequence[float] = (),
+        resources: Sequence[str] = (STORAGE,),
+    ) -> None:
         self._features = OptionFeatures.of(table)
-        self._flat_cost = np.concatenate(table.cost(STORAGE))
-        self._cost = self._features.by_choice(self._flat_cost)
-        self._fixed = table.fixed[STORAGE]
-        self._largest = self._fixed + sum(float(c.max()) for c in table.cost(STORAGE))
+        self._n_resources = len(resources)
+        self._views = views(self._features, table, resources)
         pool = _N_PREDICTED + _N_SAMPLES * _N_PER_SAMPLE + _N_SWAPPED + _N_CROSSED + _N_REFINED
         self._share = min(1.0, _MOST_CELLS / (pool * max(len(self._features.n_options), 1)))
         self._seed = seed
         self._aims = tuple(aims)
-        self._trials: list[Measured] = []
-        self._front = MeasuredFront()
-        self._rivals: list[Measured] = []
         self._seen: set[bytes] = set()
         self._pending: dict[int, Proposal] = {}
         self._compared: deque[tuple[float, float]] = deque(maxlen=_RECENT)
@@ -93,10 +101,8 @@ class Guide:
         self.forget(number, measured.levels)
         if not (measured.damage > 0 and np.isfinite(measured.damage)):
             return
-        self._trials.append(measured)
-        self._front.add(measured)
-        if measured.is_rival:
-            self._rivals.append(measured)
+        for view in self._views:
+            view.tell(measured)
         if measured.predicted is not None:
             self._compared.append((measured.predicted, measured.damage))
 
@@ -108,12 +114,14 @@ class Guide:
     def ask(self, number: int) -> Proposal:
         """The next levels; new ones as far as a thousand draws find some."""
         generator = np.random.default_rng(derived_seed("guided", self._seed, number))
+        turn, place = divmod(number, len(self._views))
         fit = self._fit()
-        aim = self._aim(number, fit.scale)
-        pool = self._new(self._pool(fit, generator, aim))
+        look = fit.looks[place]
+        aim = self._aim(turn, look)
+        pool = self._new(self._pool(look, generator, aim))
         if not len(pool):
             pool = self._anywhere(generator)
-        proposal = self._best(pool, fit, generator, aim)
+        proposal = self._best(pool, fit.surrogate, look, generator, aim)
         self._pending[number] = proposal
         self._seen.add(_key(proposal.levels))
         return proposal
@@ -134,23 +142,25 @@ class Guide:
         return float(tau) if np.isfinite(tau) else None
 
     def costs(self, levels: Levels) -> Floats:
-        """Total bytes of levels (..., n_choices)."""
-        total: Floats = self._flat_cost[self._features.rows(levels)].sum(-1) + self._fixed
-        return total
+        """Total of the first resource of levels (..., n_choices)."""
+        return self._views[0].total(levels)
 
     def _fit(self) -> _Fit:
         """Of a prefix of the tells whose length depends on their number alone."""
-        n_told = len(self._trials)
+        n_told = len(self._views[0].trials)
         n_used = n_told - n_told % max(1, n_told // _FITS_PER_DOUBLING)
         if self._fitted is None or self._fitted.n_used != n_used:
-            used = self._trials[:n_used]
-            scale = Scale.of([m for m in used if not m.extra_sd], self._largest)
-            data = observations(used, scale, len(self._features.n_options))
+            used = self._views[0].trials[:n_used]
+            scales = [view.scale(n_used) for view in self._views]
+            data = observations(used, scales[0], len(self._features.n_options))
             surrogate = Surrogate(self._features, data)
             generator = np.random.default_rng(derived_seed("guided fit", self._seed, n_used))
-            drawn = [sweep(surrogate.damages(generator), self._cost) for _ in range(_N_SAMPLES)]
-            expected = sweep(surrogate.damages(), self._cost)
-            self._fitted = _Fit(n_used, surrogate, scale, expected, tuple(drawn))
+            drawn = [surrogate.damages(generator) for _ in range(_N_SAMPLES)]
+            looks = [
+                _Look.of(view, scale, surrogate.damages(), drawn)
+                for view, scale in zip(self._views, scales, strict=True)
+            ]
+            self._fitted = _Fit(n_used, surrogate, tuple(looks))
             _log.info(
                 "Surrogate of %d trials: noise %.2f, power %.2f, Kendall's tau of the latest %s.",
                 n_used,
@@ -160,33 +170,46 @@ class Guide:
             )
         return self._fitted
 
-    def _aim(self, number: int, scale: Scale) -> float | None:
-        """The bytes that proposal `number` is to be best at; None for the whole front."""
-        if number % _AIMED:
+    def _aim(self, turn: int, look: _Look) -> _Aim | None:
+        """What a proposal is to be best at; None for the whole front."""
+        if turn % _AIMED:
             return None
-        goals = self._aims or [
-            m.cost
-            for m in self._rivals
+        scale, view = look.scale, look.view
+        goals = [_Aim(aim, (aim,)) for aim in self._aims if view is self._views[0]] or [
+            _Aim(m.cost, self._totals(m.levels))
+            for m in view.rivals
             if m.damage < scale.broken_damage and m.cost < scale.largest
         ]
-        return goals[number // _AIMED % len(goals)] if goals else None
+        return goals[turn // _AIMED % len(goals)] if goals else None
 
-    def _pool(self, fit: _Fit, generator: np.random.Generator, aim: float | None) -> Levels:
-        largest = fit.scale.largest - self._fixed
-        parts = [spaced(fit.expected, largest, self._count(_N_PREDICTED))]
+    def _totals(self, levels: Levels) -> tuple[Floats, ...]:
+        """Total of each resource of levels (..., n_choices)."""
+        return tuple(view.total(levels) for view in self._views[: self._n_resources])
+
+    def _pool(self, look: _Look, generator: np.random.Generator, aim: _Aim | None) -> Levels:
+        view, fixed = look.view, look.view.fixed
+        largest = look.scale.largest - fixed
+        parts = [spaced(look.expected, largest, self._count(_N_PREDICTED))]
         if aim is not None:
-            for points in (fit.expected, *fit.drawn):
-                point = points.within(aim - self._fixed)
+            for points in (look.expected, *look.drawn):
+                point = points.within(aim.cost - fixed)
                 parts += [] if point is None else [points.at(point)[None]]
         n_drawn = self._count(_N_PER_SAMPLE)
-        parts += [spaced(drawn, largest, n_drawn, generator) for drawn in fit.drawn]
-        front = [m.levels for m in self._front if m.cost <= fit.scale.largest]
+        parts += [spaced(drawn, largest, n_drawn, generator) for drawn in look.drawn]
+        front = [m.levels for m in view.front if m.cost <= look.scale.largest]
         if front:
             parents = np.stack(front)
-            n_options = self._features.n_options
-            parts.append(swapped(parents, n_options, self._count(_N_SWAPPED), generator))
+            parts.append(self._swapped(view, parents, _N_SWAPPED, generator))
             parts.append(crossed(parents, self._count(_N_CROSSED), generator))
         return np.concatenate(parts)
+
+    def _swapped(
+        self, view: View, parents: Levels, n_children: int, generator: np.random.Generator
+    ) -> Levels:
+        """Level swaps among levels that are sorted by the view's cost."""
+        n_options = self._features.n_options
+        ranks = swapped(view.ranks(parents), n_options, self._count(n_children), generator)
+        return view.levels(ranks)
 
     def _count(self, candidates: int) -> int:
         return math.ceil(self._share * candidates)
@@ -204,19 +227,23 @@ class Guide:
         return new if len(new) else drawn[:1]
 
     def _best(
-        self, pool: Levels, fit: _Fit, generator: np.random.Generator, aim: float | None
+        self,
+        pool: Levels,
+        surrogate: Surrogate,
+        look: _Look,
+        generator: np.random.Generator,
+        aim: _Aim | None,
     ) -> Proposal:
-        gain, mean, sd = self._gain(pool, fit, aim)
+        gain, mean, sd = self._gain(pool, surrogate, look, aim)
         tau = self.agreement()
         if tau is not None and tau < _POOR_TAU and generator.random() < 0.5:
             # The surrogate misleads: what a real measurement says is worth more.
             index = int(generator.integers(len(pool)))
             return Proposal(pool[index], float(mean[index]), float(sd[index]))
         leaders = pool[np.argsort(-gain, kind="stable")[:_N_LEADERS]]
-        n_refined = self._count(_N_REFINED)
-        refined = self._new(swapped(leaders, self._features.n_options, n_refined, generator))
+        refined = self._new(self._swapped(look.view, leaders, _N_REFINED, generator))
         if len(refined):
-            again = self._gain(refined, fit, aim)
+            again = self._gain(refined, surrogate, look, aim)
             pool = np.concatenate((pool, refined))
             gain, mean, sd = (
                 np.concatenate(pair) for pair in zip((gain, mean, sd), again, strict=True)
@@ -224,33 +251,71 @@ class Guide:
         index = int(gain.argmax())
         return Proposal(pool[index], float(mean[index]), float(sd[index]))
 
-    def _gain(self, pool: Levels, fit: _Fit, aim: float | None) -> tuple[Floats, Floats, Floats]:
+    def _gain(
+        self, pool: Levels, surrogate: Surrogate, look: _Look, aim: _Aim | None
+    ) -> tuple[Floats, Floats, Floats]:
         """Expected improvement, mean and deviation of the log damage of candidates."""
-        mean, sd = fit.surrogate.predict(pool)
-        reached = [(m.cost, m.damage) for m in self._front]
+        mean, sd = surrogate.predict(pool)
+        scale, view = look.scale, look.view
+        reached = [(m.levels, m.cost, m.damage) for m in view.front]
         # Running trials are taken to measure what was predicted for them.
-        running = [
-            (float(self.costs(p.levels)), float(np.exp(p.log_damage)))
+        reached += [
+            (p.levels, float(view.total(p.levels)), float(np.exp(p.log_damage)))
             for p in self._pending.values()
         ]
-        stairs = fit.scale.staircase([*reached, *running])
         damage = np.exp(mean)
-        loss_sd = sd * damage / (damage + fit.scale.safe_damage)
-        costs, losses = self.costs(pool), fit.scale.loss(damage)
+        loss_sd = sd * damage / (damage + scale.safe_damage)
+        costs, losses = view.total(pool), scale.loss(damage)
         if aim is None:
+            stairs = scale.staircase([(cost, found) for _, cost, found in reached])
             return stairs.expected_improvement(costs, losses, loss_sd), mean, sd
-        return stairs.expected_improvement_at(aim, costs, losses, loss_sd), mean, sd
+        # One that takes more of any resource is no improvement there, and no bar.
+        inside = [(cost, found) for levels, cost, found in reached if self._fits(levels, aim)]
+        costs = np.where(self._fits(pool, aim), costs, np.inf)
+        stairs = scale.staircase(inside)
+        return stairs.expected_improvement_at(aim.cost, costs, losses, loss_sd), mean, sd
+
+    def _fits(self, levels: Levels, aim: _Aim) -> NDArray[np.bool_]:
+        """Whether levels (..., n_choices) take no more than the aim of each resource it names."""
+        totals = self._totals(levels)
+        limits = aim.limits
+        fits = np.ones(levels.shape[:-1], dtype=np.bool_)
+        for total, limit in zip(totals, limits, strict=False):
+            fits &= total <= limit
+        return fits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Aim:
+    """Where to be best: at a cost in a view, at no more of each resource than its limit."""
+
+    cost: float
+    limits: tuple[float | Floats, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Look:
+    """One view on the first tells: what counts in it, predicted fronts, expected and drawn."""
+
+    view: View
+    scale: Scale
+    expected: Sweep
+    drawn: tuple[Sweep, ...]
+
+    @classmethod
+    def of(cls, view: View, scale: Scale, damages: Floats, drawn: Sequence[Floats]) -> _Look:
+        """Sweep the damages, (n_choices, most options) each, over the view's cost."""
+        expected = sweep(damages, view.by_choice)
+        return cls(view, scale, expected, tuple(sweep(d, view.by_choice) for d in drawn))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Fit:
-    """What is derived from the first `n_used` tells: predicted fronts, expected and drawn."""
+    """What is derived from the first `n_used` tells."""
 
     n_used: int
     surrogate: Surrogate
-    scale: Scale
-    expected: Sweep
-    drawn: tuple[Sweep, ...]
+    looks: tuple[_Look, ...]
 
 
 def _key(levels: Levels) -> bytes:

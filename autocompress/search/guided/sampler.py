@@ -13,7 +13,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autocompress.core import Allocation, TrialResult
+from autocompress.core import DEFAULT_OBJECTIVES, Allocation, Objectives, TrialResult
 from autocompress.core.errors import SpaceError, UsageError
 from autocompress.search.guided.archive import Measured
 from autocompress.search.guided.guide import Guide, Proposal
@@ -43,7 +43,12 @@ class Guided(Sampler):
 
     def start(self) -> None:
         """See `Sampler.start`."""
-        self._guide = Guide(_matching(self.table, self.space), seed=self.seed, aims=self.aims)
+        self._guide = Guide(
+            _matching(self.table, self.space),
+            seed=self.seed,
+            aims=self.aims,
+            resources=self.objectives.resources,
+        )
         self._names = [choice.name for choice in self.space.choices]
         self._proposed: dict[int, Proposal] = {}
         self._whole: deque[Floats] = deque(maxlen=_N_COMPARED)
@@ -75,7 +80,7 @@ class Guided(Sampler):
         predicted = result.sampler_state.get(_PREDICTED)
         measured = Measured(
             levels=levels,
-            cost=float(result.metrics.storage_bytes),
+            cost=self.objectives.costs(result.metrics)[0],
             damage=quality.damage.value * growth,
             retained=quality.retained,
             extra_sd=_EXTRA_SD if stopped else 0.0,
@@ -112,17 +117,20 @@ class Guided(Sampler):
 class GuidedSampler(BaseSampler):
     """The same for an Optuna study of one's own.
 
-    The study minimises two values, the damage and the total bytes; its parameters are the choices
-    of the table, each an integer level. A trial may carry its retained quality as the user
-    attribute ``retained``; without one, ``exp(-damage)`` is taken.
+    The study minimises the damage and the total of each resource, two values by default: damage
+    and bytes. Its parameters are the choices of the table, each an integer level. A trial may carry
+    its retained quality as the user attribute ``retained``; without one, ``exp(-damage)`` is taken.
 
     Args:
-        table: predicted damages and bytes.
+        table: predicted damages and costs.
         seed: of all that is drawn.
+        objectives: the resources, in the order of the study's values.
     """
 
-    def __init__(self, table: OptionTable, *, seed: int = 0) -> None:
-        self._guide = Guide(table, seed=seed)
+    def __init__(
+        self, table: OptionTable, *, seed: int = 0, objectives: Objectives = DEFAULT_OBJECTIVES
+    ) -> None:
+        self._guide = Guide(table, seed=seed, resources=objectives.resources)
         self._names = table.names
         self._space: dict[str, BaseDistribution] = {
             name: IntDistribution(0, len(labels) - 1)
@@ -181,7 +189,7 @@ class GuidedSampler(BaseSampler):
         if trial.state is not TrialState.COMPLETE:
             self._guide.forget(trial.number, levels)
             return
-        damage, cost = trial.values
+        damage, cost = trial.values[:2]
         retained = float(trial.user_attrs.get(RETAINED, math.exp(-damage)))
         self._guide.tell(trial.number, Measured(levels, cost, damage, retained))
 

@@ -86,7 +86,7 @@ class Amq(BatchSampler):
         start = np.concatenate([good, np.array(extra, dtype=np.int64)])[:_POPULATION]
         members = _nsga2(predict, np.maximum(start, lowest), lowest, self.n_levels, generator)
         sizes = predict(members)[:, 1]
-        measured = [self.bytes_of(levels) for levels in good]
+        measured = [self.cost_of(levels) for levels in good]
         for i in _widest_gaps(sizes, measured):
             yield tuple(int(v) for v in members[i])
 

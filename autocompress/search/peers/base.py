@@ -17,12 +17,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.core import Allocation, TrialResult, derived_seed
+from autocompress.core import STORAGE, Allocation, TrialResult, derived_seed
 from autocompress.core.errors import UsageError
-from autocompress.objectives import losses
-from autocompress.search.option_table import STORAGE, PerChoice
+from autocompress.search.option_table import PerChoice
 from autocompress.search.sampler import Sampler
-from autocompress.spaces import SearchSpace
 
 Levels = tuple[int, ...]
 """One level per choice, in the order of the space."""
@@ -34,23 +32,32 @@ _CHANGED_CHOICES = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A complete trial of the space: its number, levels, damage and stored bytes."""
+    """A complete trial of the space: its number, levels, damage and total cost."""
 
     number: int
     levels: Levels
     damage: float
-    n_bytes: float
+    cost: float
     is_baseline: bool
 
 
 class BatchSampler(Sampler):
     """A sampler that proposes batch by batch; subclasses give `_batch`.
 
+    Published allocators have one budget, of bytes; here it may be of another resource. Levels of
+    a choice are sorted by it, of equal ones the largest option first: fewer bytes alone gain
+    nothing then.
+
+    Attributes:
+        costs: what each level adds to the resource, ascending.
+        damage: predicted for each level; empty without an option table.
+
     Raises:
         UsageError: it needs predicted damages and got no option table.
     """
 
     adaptive = True
+    has_one_budget = True
     batch_size: ClassVar[int] = 8
 
     def start(self) -> None:
@@ -62,12 +69,23 @@ class BatchSampler(Sampler):
                 "e.g. 'evopress'."
             )
         self.n_levels: Levels = tuple(len(choice.options) for choice in self.space.choices)
-        self.costs: PerChoice = (
-            option_bytes(self.space) if self.table is None else self.table.cost(STORAGE)
-        )
+        self._order = self._by_cost()
+        self._places = [np.argsort(order) for order in self._order]
+        self.costs = self.ordered(self.option_costs.cost(self.objectives.main))
+        self.damage = () if self.table is None else self.ordered(self.table.damage)
         self._seen: dict[Levels, int] = {}  # with the first trial of each
         self._measured: dict[int, Measured] = {}
         self._current: tuple[int, list[Levels]] = (-1, [])
+
+    def _by_cost(self) -> list[NDArray[np.int64]]:
+        """The space's level by ours, of each choice; the space sorts by bytes."""
+        costs = self.option_costs.cost(self.objectives.main)
+        n_bytes = self.option_costs.cost(STORAGE)
+        return [np.lexsort((-size, cost)) for size, cost in zip(n_bytes, costs, strict=True)]
+
+    def ordered(self, values: PerChoice) -> PerChoice:
+        """Values of the space's levels in the order of ours."""
+        return tuple(value[order] for value, order in zip(values, self._order, strict=True))
 
     @abstractmethod
     def _batch(self, first: int, known: Sequence[Measured]) -> Iterable[Levels]:
@@ -103,27 +121,28 @@ class BatchSampler(Sampler):
         self._seen[levels] = min(number, self._seen.get(levels, number))
         if not result.is_complete or result.metrics is None:
             return
-        damage, n_bytes = losses(result.metrics)
+        damage, cost = self.objectives.losses(result.metrics)
         if np.isfinite(damage):
-            entry = Measured(request.number, levels, damage, n_bytes, request.is_baseline)
+            entry = Measured(request.number, levels, damage, cost, request.is_baseline)
             self._measured[request.number] = entry
 
     def encode(self, allocation: Allocation) -> Levels:
         """Levels of an allocation of the space."""
         levels = self.space.encode(allocation)
-        return tuple(levels[choice.name] for choice in self.space.choices)
+        places = zip(self.space.choices, self._places, strict=True)
+        return tuple(int(place[levels[choice.name]]) for choice, place in places)
 
     def decode(self, levels: Sequence[int]) -> Allocation:
         """The inverse of `encode`."""
-        names = (choice.name for choice in self.space.choices)
-        return self.space.decode(dict(zip(names, map(int, levels), strict=True)))
+        ours = zip(self.space.choices, self._order, levels, strict=True)
+        return self.space.decode({c.name: int(order[level]) for c, order, level in ours})
 
     def generator(self, purpose: str, number: int) -> np.random.Generator:
         """Random numbers that depend on seed, sampler, purpose and number alone."""
         return np.random.default_rng(derived_seed(self.seed, self.name, purpose, number))
 
-    def bytes_of(self, levels: Sequence[int]) -> float:
-        """Bytes that the searched layers store."""
+    def cost_of(self, levels: Sequence[int]) -> float:
+        """What the searched layers take."""
         return sum(float(c[level]) for c, level in zip(self.costs, levels, strict=True))
 
     def _known(self, first: int) -> list[Measured]:
@@ -148,19 +167,11 @@ class BatchSampler(Sampler):
         return tuple(n - 1 for n in self.n_levels)
 
 
-def option_bytes(space: SearchSpace) -> PerChoice:
-    """Stored bytes of each option, one array per choice."""
-    return tuple(
-        np.array([option.storage_bytes for option in choice.options], dtype=np.float64)
-        for choice in space.choices
-    )
-
-
 def front(measured: Sequence[Measured]) -> list[Levels]:
-    """Levels of the trials that no other beats on damage and bytes, cheapest first."""
+    """Levels of the trials that no other beats on damage and cost, cheapest first."""
     kept: list[Levels] = []
     best = float("inf")
-    for entry in sorted(measured, key=lambda m: (m.n_bytes, m.damage, m.number)):
+    for entry in sorted(measured, key=lambda m: (m.cost, m.damage, m.number)):
         if entry.damage < best:
             kept.append(entry.levels)
             best = entry.damage
@@ -212,7 +223,7 @@ class BudgetSweep(BatchSampler):
 
     @abstractmethod
     def solve(self, budget: float) -> Levels:
-        """Levels that cost at most `budget` bytes, the searched layers alone."""
+        """Levels that cost at most `budget`, the searched layers alone."""
 
     def _batch(self, first: int, known: Sequence[Measured]) -> Iterator[Levels]:  # noqa: ARG002
         """Different solutions in the order of their budgets, each solved once.

@@ -28,7 +28,6 @@ class GradientDp(BudgetSweep):
 
     def solve(self, budget: float) -> Levels:
         """See `BudgetSweep.solve`."""
-        assert self.table is not None
         decisions, extra, unit = self._program
         left = int(np.floor((budget - sum(float(c.min()) for c in self.costs)) / unit))
         levels = [0] * len(decisions)
@@ -43,13 +42,12 @@ class GradientDp(BudgetSweep):
 
         Sizes are rounded up, so that no budget is ever exceeded.
         """
-        assert self.table is not None
         span = sum(float(np.ptp(c)) for c in self.costs)
         unit = span / _UNITS or 1.0
         extra = [np.ceil((c - c.min()) / unit - 1e-9).astype(np.int64) for c in self.costs]
         best = np.zeros(_UNITS + 1)
         decisions = []
-        for damage, added in zip(self.table.damage, extra, strict=True):
+        for damage, added in zip(self.damage, extra, strict=True):
             candidates = np.full((len(damage), _UNITS + 1), np.inf)
             for level, units in enumerate(added):
                 candidates[level, units:] = best[: _UNITS + 1 - units] + damage[level]

@@ -58,7 +58,7 @@ class GreedyKl(BatchSampler):
     def _path(self, damage: Sequence[Floats]) -> Iterator[Levels]:
         """States of the greedy walk nearest below each budget."""
         levels = [int(cost.argmin()) for cost in self.costs]
-        states, sizes = [tuple(levels)], [self.bytes_of(levels)]
+        states, sizes = [tuple(levels)], [self.cost_of(levels)]
         steps = [_step(d, c, v) for d, c, v in zip(damage, self.costs, levels, strict=True)]
         queue = [(-step[0], i, step[1]) for i, step in enumerate(steps) if step]
         heapq.heapify(queue)
@@ -66,7 +66,7 @@ class GreedyKl(BatchSampler):
             _, choice, level = heapq.heappop(queue)
             levels[choice] = level
             states.append(tuple(levels))
-            sizes.append(self.bytes_of(levels))
+            sizes.append(self.cost_of(levels))
             step = _step(damage[choice], self.costs[choice], level)
             if step:
                 heapq.heappush(queue, (-step[0], choice, step[1]))

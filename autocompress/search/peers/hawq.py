@@ -56,5 +56,4 @@ class Hawq(BudgetSweep):
     def _program(self) -> AssignmentProgram:
         from autocompress.search.peers.programs import AssignmentProgram
 
-        assert self.table is not None
-        return AssignmentProgram.of(self.table.damage, self.costs)
+        return AssignmentProgram.of(self.damage, self.costs)

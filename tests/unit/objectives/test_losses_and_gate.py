@@ -8,7 +8,7 @@ import pytest
 
 from autocompress.core import Measurement, Metrics, Quality, Resource
 from autocompress.core.errors import CheckpointError, UsageError
-from autocompress.objectives import LOSS_NAMES, Candidate, judge, losses
+from autocompress.objectives import Candidate, judge
 
 
 def metrics(retained=0.97, damage=0.03, storage=25e6, latency=1.0):
@@ -23,18 +23,6 @@ def metrics(retained=0.97, damage=0.03, storage=25e6, latency=1.0):
 
 
 BASE = metrics(1.0, 0.0, 100e6, 2.0)
-
-
-def test_losses_are_damage_and_bytes_in_the_order_of_their_names():
-    assert LOSS_NAMES == ("damage", "storage_bytes")
-    assert losses(metrics()) == (0.03, 25e6)
-
-
-def test_a_better_model_has_smaller_losses():
-    better = metrics(retained=0.99, damage=0.01, storage=20e6)
-    assert all(low < high for low, high in zip(losses(better), losses(metrics()), strict=True))
-
-
 CANDIDATE = Candidate("3fa2c1d0", 0.972, 0.004, 22_100_000, 3.8, 0.7, "analytic")
 
 

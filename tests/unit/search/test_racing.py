@@ -20,7 +20,7 @@ from autocompress.core import (
 from autocompress.drivers.local import LocalDriver
 from autocompress.search.budget import Budget
 from autocompress.search.journal import Journal, read_journal
-from autocompress.search.racing import Racing, Rivals, searched_bytes
+from autocompress.search.racing import Racing, Rivals
 from autocompress.search.run_trial import run_trial
 from autocompress.search.samplers import SAMPLERS, outcome
 from autocompress.search.shipping import pack_context
@@ -89,26 +89,27 @@ def result_of(number, damage, damages=(1.0,), status=TrialStatus.COMPLETE):
 def test_the_rival_is_the_best_trial_of_no_more_bytes():
     rivals = Rivals()
     for number, (size, damage) in enumerate([(10, 1.0), (20, 0.5), (15, 2.0), (30, 0.7)]):
-        rivals.add(size, result_of(number, damage))
-    assert [rivals.bar(size) and rivals.bar(size).trial for size in (9, 10, 19, 20, 99)] == [
+        rivals.add((size,), result_of(number, damage))
+    assert [rivals.bar((size,)) and rivals.bar((size,)).trial for size in (9, 10, 19, 20, 99)] == [
         None, 0, 0, 1, 1,
     ]  # fmt: skip
-    rivals.add(12, result_of(7, 0.1))
-    assert [rivals.bar(size).trial for size in (11, 12, 99)] == [0, 7, 7]
+    rivals.add((12,), result_of(7, 0.1))
+    assert [rivals.bar((size,)).trial for size in (11, 12, 99)] == [0, 7, 7]
 
 
 def test_trials_that_cannot_be_compared_are_no_rivals():
     rivals = Rivals()
-    rivals.add(1, result_of(0, 0.1, damages=()))
-    rivals.add(1, result_of(1, 0.1, status=TrialStatus.EARLY_STOPPED))
-    assert rivals.bar(10) is None
+    rivals.add((1,), result_of(0, 0.1, damages=()))
+    rivals.add((1,), result_of(1, 0.1, status=TrialStatus.EARLY_STOPPED))
+    assert rivals.bar((10,)) is None
 
 
-def test_searched_bytes_are_those_of_the_options():
+def test_costs_without_a_table_are_the_bytes_of_the_options():
     space = space_with_bytes()
     two = Allocation.of(dict.fromkeys(LAYERS, Scheme.parse("rtn(bits=2)")))
-    assert searched_bytes(space, two) == 3 * WIDTH * WIDTH // 4
-    assert searched_bytes(space, Allocation()) is None
+    sampler = SAMPLERS["random"](space, seed=0)
+    assert sampler.costs_of(two) == (3 * WIDTH * WIDTH // 4,)
+    assert sampler.costs_of(Allocation()) is None
 
 
 def test_a_race_that_is_run_to_the_end_measures_what_one_pass_does(tmp_path):

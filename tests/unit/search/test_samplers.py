@@ -169,14 +169,14 @@ def test_the_baselines_are_parents_of_nsga2():
 
 @pytest.mark.parametrize("name", ["tpe", "nsga2"])
 def test_adaptive_samplers_beat_random_on_a_smooth_problem(name):
+    from autocompress.core import DEFAULT_OBJECTIVES
     from autocompress.fronts import hypervolume
-    from autocompress.objectives import losses
 
     space = make_space(n_choices=8)
 
     def volume(which, seed):
         results = go_on(*started(which, space, seed), 100)
-        return hypervolume([losses(r.metrics) for r in results], (6.0, 34.0))
+        return hypervolume([DEFAULT_OBJECTIVES.losses(r.metrics) for r in results], (6.0, 34.0))
 
     pairs = [(volume(name, s), volume("random", s)) for s in range(2)]
     assert sum(ours for ours, _ in pairs) > sum(theirs for _, theirs in pairs)

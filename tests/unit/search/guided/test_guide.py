@@ -291,7 +291,7 @@ def test_an_early_stopped_trial_is_extrapolated_by_what_others_saw_later():
     sampler.tell(result(0, mild, 0.2, 100.0, damages=(1.0, 1.0, 3.0, 3.0)))
     asked = sampler.ask(1)
     sampler.tell(result(1, asked, 0.1, 90.0, status=TrialStatus.EARLY_STOPPED, damages=(1.0, 1.0)))
-    learned = sampler._guide._trials[-1]
+    learned = sampler._guide._views[0].trials[-1]
     assert learned.damage == pytest.approx(0.1 * 2.0)
     assert learned.extra_sd > 0
 
@@ -300,7 +300,7 @@ def test_allocations_outside_the_space_are_ignored():
     sampler = SAMPLERS["guided"](a_space(), seed=0, table=a_table())
     foreign = Allocation.of({"elsewhere": Scheme.parse("rtn(bits=4)")})
     sampler.tell(result(0, foreign, 0.2, 100.0))
-    assert not sampler._guide._trials
+    assert not sampler._guide._views[0].trials
 
 
 def test_it_drives_an_optuna_study_of_ones_own():
