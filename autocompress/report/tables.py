@@ -49,7 +49,9 @@ def front_table(document: FrontDocument) -> RenderableType:
     beaten = [b for b in document.baselines if b.id not in on_front]
     beside = [name for name in document.objectives.resources if name != STORAGE]
     headings = [_HEADINGS[name] for name in beside]
-    table = _table("model", "size", "smaller", *headings, "bits", "retained", "ce", "")
+    # What no column is left for is in the table of one member.
+    numeric = ("size", *headings) if beside else ("size", "smaller", "bits")
+    table = _table("model", *numeric, "retained", "ce", "")
     costs = document.objectives.costs
     for member in sorted([*document.members, *beaten], key=lambda m: (costs(m), m.id)):
         marks = {
@@ -68,9 +70,8 @@ def front_table(document: FrontDocument) -> RenderableType:
     base = document.base
     table.add_section()
     retained = formats.plus_minus(base.quality.retained, base.quality.standard_error)
-    extra = _amounts(base, beside)
-    size = formats.size(base.storage_bytes)
-    table.add_row("base", size, "1.00×", *extra, "", retained, "1.00", "")
+    numbers = _amounts(base, beside) if beside else ["1.00×", ""]
+    table.add_row("base", formats.size(base.storage_bytes), *numbers, retained, "1.00", "")
     spent = document.study.budget_spent
     summary = (
         f"{len(document.members)} of {spent.trials} trials are on the front; hypervolume "
@@ -249,11 +250,10 @@ def _comparisons(document: FrontDocument) -> list[RenderableType]:
 
 
 def _numbers(member: Member, beside: Sequence[str]) -> tuple[str, ...]:
+    relative = [f"{member.size_reduction:.2f}×", f"{member.bits_per_weight:.2f}"]
     return (
         formats.size(member.storage_bytes),
-        f"{member.size_reduction:.2f}×",
-        *_amounts(member, beside),
-        f"{member.bits_per_weight:.2f}",
+        *(_amounts(member, beside) if beside else relative),
         _retained(member),
         _number(member.cost_efficiency),
     )

@@ -18,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.core import (
+    LATENCY,
     STORAGE,
     Allocation,
     Measurement,
     Metrics,
     Quality,
     Resource,
+    Resources,
     Scheme,
     TrialRequest,
     TrialResult,
@@ -107,6 +109,8 @@ class ReplayTable:
         damage_name: metric that the damage is.
         response: from the sum of singles and pairs to the damage.
         facts: where the numbers come from and how well they predict; JSON values.
+        costs: by the name of a resource beside bytes, (F,) what each option adds to it; no part of
+            the file.
     """
 
     space: SearchSpace
@@ -118,10 +122,14 @@ class ReplayTable:
     damage_name: str
     response: Response = Response()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    costs: Mapping[str, Floats] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n_options = int(self._starts[-1])
-        shapes = {"singles": self.singles.shape, **{n: v.shape for n, v in self.scores.items()}}
+        shapes = {
+            "singles": self.singles.shape,
+            **{n: v.shape for n, v in (*self.scores.items(), *self.costs.items())},
+        }
         wrong = [name for name, shape in shapes.items() if shape != (n_options,)]
         if wrong or self.pairs.shape != (n_options, n_options):
             raise ValueError(f"Expected {n_options} options, but {wrong or ['pairs']} differ.")
@@ -176,9 +184,18 @@ class ReplayTable:
             depths=tuple(i / last for i in range(len(choices))),
             labels=tuple(tuple(o.label for o in choice.options) for choice in choices),
             damage=self.split(np.maximum(known[score], 0.0)),
-            costs={STORAGE: self.split(self.bytes_per_option)},
-            fixed={STORAGE: float(self.fixed_bytes)},
+            costs={
+                STORAGE: self.split(self.bytes_per_option),
+                **{name: self.split(values) for name, values in self.costs.items()},
+            },
+            fixed={STORAGE: float(self.fixed_bytes), **dict.fromkeys(self.costs, 0.0)},
         )
+
+    def resources(self, levels: Sequence[int]) -> dict[str, Resource]:
+        """Costs of an allocation by name."""
+        index = self._starts[:-1] + np.asarray(levels, dtype=np.int64)
+        others = {name: float(values[index].sum()) for name, values in self.costs.items()}
+        return _resources({STORAGE: float(self.storage_bytes(levels)), **others})
 
     def save(self, path: Path) -> None:
         """Write an ``.npz`` without pickled objects: a JSON header and arrays of numbers."""
@@ -230,6 +247,13 @@ class ReplayTable:
                 f"A replay table is an .npz that benchmarks/measure_table.py wrote, but {path} "
                 f"cannot be read as one ({error}). Next step: measure it again."
             ) from error
+
+
+def _resources(values: Mapping[str, float]) -> dict[str, Resource]:
+    units = {STORAGE: "bytes", LATENCY: "ms"}
+    return {
+        name: Resource(value, units.get(name, ""), "analytic") for name, value in values.items()
+    }
 
 
 def _symmetric(upper: NDArray[np.float32], size: int) -> Floats:
@@ -286,19 +310,22 @@ class ReplayDriver:
         space = self.table.space
         if not allocation and allocation not in space:
             base = sum(choice.base_bytes for choice in space.choices) + self.table.fixed_bytes
-            return self._measured(request, 0.0, base)
+            others = {
+                name: sum(float(part.max()) for part in self.table.split(values))
+                for name, values in self.table.costs.items()
+            }
+            return self._measured(request, 0.0, _resources({STORAGE: float(base), **others}))
         try:
             encoded = space.encode(allocation)
         except SpaceError as error:
             return TrialResult(request, TrialStatus.FAILED, error=str(error))
         levels = [encoded[choice.name] for choice in space.choices]
-        return self._measured(request, self.table.damage(levels), self.table.storage_bytes(levels))
+        return self._measured(request, self.table.damage(levels), self.table.resources(levels))
 
-    def _measured(self, request: TrialRequest, damage: float, n_bytes: int) -> TrialResult:
-        size = {STORAGE: Resource(float(n_bytes), "bytes", "analytic")}
+    def _measured(self, request: TrialRequest, damage: float, costs: Resources) -> TrialResult:
         if self.noise is None:
             quality = self._quality(Measurement(damage, 0.0), self.table.n_tokens)
-            metrics = Metrics(quality, size)
+            metrics = Metrics(quality, costs)
             return TrialResult(request, TrialStatus.COMPLETE, metrics, n_tokens=quality.n_tokens)
         values = self.noise.damages(damage, request.allocation)
         seen = values[: self._seen(values, request)]
@@ -309,7 +336,7 @@ class ReplayDriver:
         return TrialResult(
             request,
             TrialStatus.EARLY_STOPPED if stopped else TrialStatus.COMPLETE,
-            Metrics(quality, size),
+            Metrics(quality, costs),
             n_tokens=n_tokens,
             error="beaten by its rival" if stopped else "",
             damages=tuple(seen.tolist()),

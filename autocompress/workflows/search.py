@@ -24,6 +24,7 @@ from autocompress.search import (
     Study,
     TrialContext,
 )
+from autocompress.search.build_table import option_costs
 from autocompress.search.dnas.mixture import require_room
 from autocompress.search.journal import JOURNAL_FILE
 from autocompress.search.option_table import OptionTable
@@ -178,7 +179,7 @@ def run_search(
                 table = _table(sampler_class, session, context, driver, directory)
                 sampler = sampler_class(
                     space, seed=settings.seed, table=table, aims=aims, objectives=objectives,
-                    costs=session.option_costs,
+                    costs=option_costs(space, session.base.layout, session.cost),
                 )  # fmt: skip
                 study = Study(
                     space, sampler, driver, journal, budget, mirror=mirror, progress=shown.trial,

@@ -58,8 +58,8 @@ from autocompress.models.loading import (
 )
 from autocompress.models.rotation import in_dtype, rotated_base
 from autocompress.models.routing import count_routed
-from autocompress.search.build_table import Fill, build_option_table, option_costs
-from autocompress.search.option_table import OptionCosts, OptionTable
+from autocompress.search.build_table import Fill, build_option_table
+from autocompress.search.option_table import OptionTable
 from autocompress.spaces import SearchSpace
 from autocompress.workflows.settings import SearchSettings, resolve_model
 
@@ -140,11 +140,6 @@ class Session:
     def cost(self) -> CostModel:
         """Costs on the named device."""
         return replace(self._cost_of(self.base.layout), searched_layers=self.space.searched_layers)
-
-    @cached_property
-    def option_costs(self) -> OptionCosts:
-        """What the options of the space add to each resource."""
-        return option_costs(self.space, self.base.layout, self.cost)
 
     @property
     def given_resources(self) -> Resources:
