@@ -7,7 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autocompress.core import Scheme, TrialRequest, TrialResult, TrialStatus
+from autocompress.core import (
+    LATENCY,
+    Objectives,
+    Scheme,
+    TrialRequest,
+    TrialResult,
+    TrialStatus,
+)
 from autocompress.core.errors import UsageError
 from autocompress.search import SAMPLERS
 from autocompress.search.study import baselines
@@ -138,6 +145,38 @@ def test_a_space_without_any_freedom_has_one_answer(name):
     table = make_table(widths=(64, 32), bits=(4,))
     sampler = sampler_of(name, table)
     assert sampler.ask(0) == table.space.decode({"layer0": 0, "layer1": 0})
+
+
+TIMED = replace(
+    TABLE,
+    # Bound by arithmetic up to 3 bits: these options differ in bytes and damage alone.
+    costs={LATENCY: np.array([0.1 * w * max(3, b) for w in WIDTHS for b in BITS])},
+)
+
+
+def over(name, optimize, seed=1):
+    objectives = Objectives.parse(optimize)
+    table = TIMED.option_table()
+    return SAMPLERS[name](TABLE.space, seed=seed, table=table, objectives=objectives)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_resource_can_be_what_quality_is_traded_for(name):
+    found = go_on(over(name, "quality,latency"), [], 10, TIMED)
+    assert len(set(allocations(found))) == len(found)
+    times = {r.metrics.resources[LATENCY].value for r in found}
+    assert len(times) > 4  # it does not stay at one of them
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_several_resources_are_searched_or_refused_by_name(name):
+    if SAMPLERS[name].has_one_budget:
+        with pytest.raises(UsageError, match=f"{name!r} has a budget of one resource.*nsga2"):
+            over(name, "quality,bytes,latency")
+        return
+    found = allocations(go_on(over(name, "quality,bytes,latency"), [], 10, TIMED))
+    assert all(a in TABLE.space for a in found)
+    assert len(set(found)) == len(found)
 
 
 @pytest.mark.parametrize("name", NAMES)

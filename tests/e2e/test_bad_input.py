@@ -89,6 +89,20 @@ def test_an_unknown_sampler_gets_the_nearest_name(refused):
     refused("search", "no-model-needed", "--sampler", "nsga", says="nsga2")
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--optimize", "quality,latncy"], "Did you mean 'latency'"),
+        (["--optimize", "bytes,latency"], "--optimize quality,bytes,latency"),
+        (["--optimize", "quality,latency", "--aim", "60MB"], "time per token"),
+        (["--optimize", "quality,macs", "--aim", "60MB"], "leave --aim away"),
+        (["--optimize", "quality,bytes,latency", "--sampler", "hawq"], "guided, nsga2"),
+    ],
+)
+def test_objectives_that_cannot_be_are_refused_before_anything_is_loaded(refused, options, says):
+    refused("search", "no-model-needed", *options, says=says)
+
+
 def test_workers_without_ray_are_refused(refused):
     refused("search", "no-model-needed", "--workers", "2", says="--driver ray")
 
@@ -190,6 +204,14 @@ def test_resuming_under_other_settings_names_the_setting(refused, run_copy, trai
     refused(
         "search", trained("llama"), "--space", "quick", "--sampler", "tpe", "--budget", "8 trials",
         "--out", run_copy, "--resume", *SMALL, says="sampler",
+    )  # fmt: skip
+
+
+def test_resuming_over_other_objectives_is_refused(refused, run_copy, trained):
+    refused(
+        "search", trained("llama"), "--space", "quick", "--sampler", "random", "--budget",
+        "8 trials", "--optimize", "quality,latency", "--out", run_copy, "--resume", *SMALL,
+        says="optimize (was 'quality,bytes', now 'quality,latency')",
     )  # fmt: skip
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from operator import le
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from autocompress.core import LATENCY, Objectives, Resource
 from autocompress.fronts import (
     BaseEntry,
     BudgetSpent,
@@ -182,6 +184,7 @@ def test_decimal_units_are_powers_of_1000_and_binary_ones_of_1024(number, unit):
 entries = st.lists(
     st.tuples(
         st.integers(1, 5),
+        st.integers(1, 4),
         st.sampled_from([0.1, 0.5, 0.51, 0.9, math.nan]),
         st.sampled_from([0.0, 0.01, 0.3, math.nan]),
         st.booleans(),
@@ -191,7 +194,12 @@ entries = st.lists(
 )
 
 
-def made_up_front(drawn):
+objectives = st.sampled_from(["quality,bytes", "quality,latency", "quality,bytes,latency"]).map(
+    Objectives.parse
+)
+
+
+def made_up_front(drawn, over):
     """A document of drawn entries, and the damages of each entry's sequences."""
     everyone = [
         Member(
@@ -200,47 +208,58 @@ def made_up_front(drawn):
             storage_bytes=size,
             size_reduction=1.0,
             quality=MemberQuality(retained, error),
-            resources={},
+            resources={LATENCY: Resource(0.1 * time, "ms", "analytic")},
             cost_efficiency=math.nan,
             allocation={},
             name=f"baseline-{i}" if is_baseline else "",
         )
-        for i, (size, retained, error, is_baseline, _) in enumerate(drawn)
+        for i, (size, time, retained, error, is_baseline, _) in enumerate(drawn)
     ]
     damages = {f"{i}": values[-1] for i, values in enumerate(drawn)}
     document = FrontDocument.of(
         StudySummary("", "", "", "", 0, BudgetSpent(0, 0.0, 0)),
-        BaseEntry(5, MemberQuality(1.0, 0.0), {}),
+        BaseEntry(5, MemberQuality(1.0, 0.0), {LATENCY: Resource(0.4, "ms", "analytic")}),
         [m for m in everyone if m.name],
         everyone,
         differences=paired(damages),
+        objectives=over,
     )
     return document, damages
 
 
 @laws
-@given(entries)
-def test_a_front_of_candidates_that_hold_the_baselines_is_never_worse(drawn):
-    document, _ = made_up_front(drawn)
+@given(entries, objectives)
+def test_no_member_is_beaten_and_all_that_is_left_out_is(drawn, over):
+    everyone, _ = made_up_front([(*entry[:4], True, entry[5]) for entry in drawn], over)
+    points = {b.id: (*over.costs(b), -b.quality.retained) for b in everyone.baselines}
+    kept = naive_non_dominated(list(points.values()))
+    expected = {name for name, keep in zip(points, kept, strict=True) if keep}
+    assert {m.id for m in everyone.members} == expected
+
+
+@laws
+@given(entries, objectives)
+def test_a_front_of_candidates_that_hold_the_baselines_is_never_worse(drawn, over):
+    document, _ = made_up_front(drawn, over)
     assert [c.baseline for c in document.comparisons] == [b.name for b in document.baselines]
     for compared, baseline in zip(document.comparisons, document.baselines, strict=True):
         known = math.isfinite(baseline.quality.retained)
         assert compared.verdict in ((Verdict.BETTER, Verdict.TIE) if known else (Verdict.NONE,))
         if known:
-            assert compared.bytes_saved >= 0
+            assert all(compared.saving(name) >= 0 for name in over.resources)
             assert compared.member in {m.id for m in document.members}
             assert compared.is_itself == (compared.member == baseline.id)
 
 
 @laws
-@given(entries)
-def test_only_a_front_without_the_baseline_can_lose_to_it(drawn):
-    document, damages = made_up_front(drawn)
+@given(entries, objectives)
+def test_only_a_front_without_the_baseline_can_lose_to_it(drawn, over):
+    document, damages = made_up_front(drawn, over)
     for baseline in document.baselines:
         rest = [m for m in document.members if m.id != baseline.id]
         for differences in (unpaired, paired(damages)):
-            (compared,) = against_baselines(rest, [baseline], differences)
-            fitting = [m for m in rest if m.storage_bytes <= baseline.storage_bytes]
+            (compared,) = against_baselines(rest, [baseline], differences, over)
+            fitting = [m for m in rest if all(map(le, over.costs(m), over.costs(baseline)))]
             assert not compared.is_itself
             if compared.verdict is Verdict.WORSE:
                 assert all(m.quality.retained < baseline.quality.retained for m in fitting)

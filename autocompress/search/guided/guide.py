@@ -180,6 +180,7 @@ class Guide:
             for m in view.rivals
             if m.damage < scale.broken_damage and m.cost < scale.largest
         ]
+        goals = list({goal.cost: goal for goal in reversed(goals)}.values())[::-1]
         return goals[turn // _AIMED % len(goals)] if goals else None
 
     def _totals(self, levels: Levels) -> tuple[Floats, ...]:
