@@ -168,7 +168,7 @@ def _range(document: FrontDocument, resource: str) -> str:
     """From the least to the most that a member takes."""
     amounts = [cost_of(member, resource) for member in document.members]
     low, high = formats.cost(resource, min(amounts)), formats.cost(resource, max(amounts))
-    return f"from {low} to {high}"
+    return f"from {low.removesuffix(' per token')} to {high}"
 
 
 def corner_of(document: FrontDocument) -> str:

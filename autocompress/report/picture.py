@@ -27,6 +27,7 @@ _X_AXES = {
 }
 """Unit and title of the horizontal axis, by resource."""
 
+_FEWEST_TICKS = 3
 _STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
 
 
@@ -109,7 +110,10 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def _x_ticks(scale: Scale, unit: float) -> list[tuple[float, str]]:
-    ticks = log_ticks(scale.low / unit, scale.high / unit)
+    low, high = scale.low / unit, scale.high / unit
+    ticks = log_ticks(low, high)
+    if len(ticks) < _FEWEST_TICKS:  # a narrow range
+        ticks = linear_ticks(low, high)
     return [(scale(tick * unit), f"{tick:g}") for tick in ticks]
 
 

@@ -242,7 +242,7 @@ def _comparisons(document: FrontDocument) -> list[RenderableType]:
             retained = difference.retained
             numbers = [
                 names.get(compared.member, compared.member[:8]),
-                formats.cost(main, compared.saving(main)),
+                formats.cost(main, compared.saving(main)).removesuffix(" per token"),
                 formats.signed(retained.value, retained.standard_error),
             ]
         table.add_row(Text(compared.baseline), *numbers, Text(compared.label))

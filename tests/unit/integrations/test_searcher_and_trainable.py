@@ -208,6 +208,24 @@ def test_the_sampler_hears_of_constraints(tmp_path):
     assert max(r.metrics.storage_bytes for r in front_of(grid(rows))) > 4000
 
 
+def test_a_searcher_over_other_resources_says_so_to_tune_and_to_its_sampler(tmp_path):
+    optimize = "quality,latency,bytes"
+    searcher = AutocompressSearcher(SPACE, sampler="nsga2", optimize=optimize)
+    assert searcher.metric == ["damage", "latency_ms_per_token", "storage_bytes"]
+    assert searcher.mode == ["min"] * 3
+    _, rows = run(searcher, worker(scripted_context(tmp_path)), 8)
+    trials = searcher._study._sampler.study.trials
+    assert all(len(t.values) == 3 for t in trials)
+    best = front_of(grid(rows), optimize=optimize)
+    assert {t.request.number for t in front_of(grid(rows))} <= {t.request.number for t in best}
+    copied = pickle.loads(pickle.dumps(searcher))
+    assert copied.get_state() == searcher.get_state()
+    with pytest.raises(RunDirectoryError, match="another study"):
+        AutocompressSearcher(SPACE, sampler="nsga2").set_state(searcher.get_state())
+    with pytest.raises(UsageError, match="budget of one resource"):
+        AutocompressSearcher(SPACE, sampler="evopress", optimize=optimize)
+
+
 def test_a_row_says_what_run_trial_measured(tmp_path):
     request = TrialRequest(7, SPACE.decode({"first": 1, "second": 2, "third": 6}), "sampler:x")
     config = config_of(request, SPACE)

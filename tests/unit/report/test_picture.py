@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from autocompress.core import Objectives
 from autocompress.core.errors import NoAnswerError
 from autocompress.fronts import FrontDocument
 from autocompress.report.picture import (
@@ -99,3 +100,23 @@ def test_log_ticks_are_round_and_inside():
     wide = log_ticks(0.9, 2000.0)
     assert wide[:4] == [1, 2, 5, 10]
     assert wide[-1] == 2000
+
+
+def test_the_horizontal_axis_is_the_main_resource(document):
+    changed = FrontDocument.of(
+        document.study, document.base, document.baselines, document.members,
+        objectives=Objectives.parse("quality,latency"),
+    )  # fmt: skip
+    svg = front_svg(changed)
+    ET.fromstring(svg)
+    assert "time per token, ms (log scale)" in svg
+    assert "ms per token" in svg
+    assert "storage, MB (log scale)" in front_svg(document)
+
+
+def test_a_resource_that_all_models_take_alike_can_still_be_drawn(document):
+    changed = FrontDocument.of(
+        document.study, document.base, document.baselines, document.members,
+        objectives=Objectives.parse("quality,macs"),
+    )  # fmt: skip
+    ET.fromstring(front_svg(changed))

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from example_run import BITS, footprint, make_layers
 
+from autocompress.core import Objectives, Resource
 from autocompress.core.errors import RunDirectoryError
 from autocompress.fronts import FrontDocument
 from autocompress.report.html import (
@@ -283,3 +284,46 @@ def test_every_colour_of_the_page_is_defined_for_light_and_dark():
     names = set(re.findall(r"(--[a-z-]+):", light)) - {"--mono"}
     assert names == set(re.findall(r"(--[a-z-]+):", dark))
     assert set(re.findall(r"var\((--[a-z-]+)\)", source)) <= names | {"--mono"}
+
+
+def over(document, optimize):
+    """The same models, as a search over other objectives would have published them."""
+    return FrontDocument.of(
+        document.study, document.base, document.baselines, document.members,
+        objectives=Objectives.parse(optimize),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("optimize", ["quality,latency", "quality,macs", "quality,bytes,latency"])
+def test_a_page_is_about_what_was_optimized(document, trials, optimize):
+    changed = over(document, optimize)
+    page = Page(render_report(changed, trials, {}))
+    main = changed.objectives.main
+    axis = "bytes" if main == "storage_bytes" else main
+    assert json.loads(page.data)["optimized"][0] == axis
+    assert f"best member at no more {changed.objectives.words}" in page.text
+    assert f"1× base {changed.objectives.words.split(' ')[0]}" in page.text
+    assert page.text.count("saves") == len(changed.objectives.resources)
+    assert lede(changed).count("from ") == len(changed.objectives.resources)
+
+
+def test_the_chosen_axis_is_the_main_resource(document):
+    def selected(changed):
+        return re.findall(r'<option value="(\w+)" selected', render_report(changed, [], {}))
+
+    assert selected(document) == ["bytes"]
+    assert selected(over(document, "quality,latency,bytes")) == ["latency_ms_per_token"]
+
+
+def test_the_headline_names_what_is_saved_of_the_main_resource(document):
+    rival = document.baselines[0]
+    faster = replace(
+        document.members[-1], id="f" * 32, name="", quality=replace(rival.quality, retained=1.1),
+        resources={**rival.resources, "latency_ms_per_token": Resource(1e-3, "ms", "analytic")},
+    )  # fmt: skip
+    changed = FrontDocument.of(
+        document.study, document.base, document.baselines, [faster],
+        objectives=Objectives.parse("quality,latency"),
+    )  # fmt: skip
+    (found,) = [t for t in tiles(changed) if t["label"].startswith("Against")]
+    assert found["value"] == "100% less latency"

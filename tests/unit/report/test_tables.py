@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from autocompress.fronts import pick
+from autocompress.core import Objectives
+from autocompress.fronts import FrontDocument, pick
 from autocompress.objectives import Candidate, judge
 from autocompress.report import formats
 from autocompress.report.tables import (
@@ -39,6 +40,20 @@ def test_the_front_fits_80_columns_one_line_per_model(document):
         assert f"{member.quality.retained:.5f}"[:4] in line
     assert "base" in text
     assert "18 of 60 trials are on the front; hypervolume 0.874" in text
+
+
+@pytest.mark.parametrize("optimize", ["quality,latency", "quality,bytes,latency"])
+def test_the_front_shows_the_resources_that_were_optimized(document, optimize):
+    changed = FrontDocument.of(
+        document.study, document.base, document.baselines, document.members,
+        objectives=Objectives.parse(optimize),
+    )  # fmt: skip
+    text = shown(front_table(changed))
+    assert "ms/token" in text
+    for member in changed.members:
+        line = next(x for x in text.splitlines() if (member.name or member.id[:8]) in x)
+        assert formats.significant(member.latency_ms_per_token) in line
+    assert f"At no more {changed.objectives.words}" in " ".join(text.split())
 
 
 def test_the_front_marks_knee_best_and_beaten_baselines(document):

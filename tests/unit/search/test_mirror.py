@@ -6,7 +6,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from autocompress.core import BASE_ALLOCATION, TrialRequest, TrialResult, TrialStatus
+from autocompress.core import BASE_ALLOCATION, Objectives, TrialRequest, TrialResult, TrialStatus
 from autocompress.search.mirror import STUDY_NAME, Mirror
 from autocompress.search.run_trial import run_trial
 from autocompress.search.samplers import SAMPLERS
@@ -50,6 +50,14 @@ def test_optuna_opens_the_mirror_and_finds_the_trials(tmp_path, results):
             assert trial.values == [quality.damage.value, result.metrics.storage_bytes]
     assert load(path).metric_names == ["damage", "storage_bytes"]
     assert len(load(path).best_trials) >= 1
+
+
+def test_a_mirror_shows_the_objectives_of_the_study(tmp_path, results):
+    path, objectives = tmp_path / "optuna.log", Objectives.parse("quality,latency,bytes")
+    with Mirror(path, SPACE, results[:3], objectives):
+        pass
+    assert load(path).metric_names == ["damage", "latency_ms_per_token", "storage_bytes"]
+    assert load(path).get_trials()[1].values == list(objectives.losses(results[1].metrics))
 
 
 def test_a_resumed_study_rebuilds_its_mirror_from_the_journal(tmp_path, results):

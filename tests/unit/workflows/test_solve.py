@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from autocompress.core import (
     Measurement,
     Metrics,
+    Objectives,
     Quality,
     Resource,
     Scheme,
@@ -108,6 +111,15 @@ def test_without_a_budget_the_predicted_front_is_given(run):
     assert sizes == sorted(sizes)
     assert solutions[0].damage > solutions[-1].damage
     assert solutions[0].to_json()["origin"] == "predicted, not measured"
+
+
+def test_without_a_budget_the_front_is_over_what_the_search_optimized(run):
+    predicted = replace(predictions(), objectives=Objectives.parse("quality,latency"))
+    predicted.write(run)
+    assert Predictions.read(run).objectives == predicted.objectives
+    times = [s.resources["latency_ms_per_token"] for s in solve_run(run)]
+    assert times == sorted(times)
+    assert len(set(times)) > 5
 
 
 def test_a_budget_below_the_smallest_names_the_smallest(run):
