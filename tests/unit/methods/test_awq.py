@@ -108,7 +108,7 @@ def test_one_inverse_factor_serves_every_candidate():
     upper = inverse_cholesky_upper(expected, 0.0).float()
     torch.testing.assert_close(factor.upper, upper, rtol=0, atol=1e-4 * float(upper.abs().max()))
     loss_of(problem, "awq+gptq(bits=3)")
-    assert list(problem._factors) == [(True, 0.01)]
+    assert list(problem._factors) == [(True, 0.01, 1)]
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 20, 64])
