@@ -14,9 +14,9 @@ time of all rounds counts. Codes are random: they decide about quality, not abou
 Levels drawn evenly per layer would make all models nearly equally fast. So each allocation first
 draws how often it takes each level (Dirichlet), and then its layers.
 
-Goals: median relative error at most 10 %, rank correlation at least 0.95. Beside it stands the error
-of latency over that of the base model, which a machine that is faster now than a minute ago does not
-change.
+Goals: median relative error at most 10 %, rank correlation at least 0.95. Beside it stands the
+error of latency over that of the base model, which does not change if the machine is faster now
+than a minute ago.
 """
 
 from __future__ import annotations
