@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 import transformers
+from process_memory import MOST, resident_bytes
 
 from autocompress import load
 from autocompress.core import Scheme
@@ -119,7 +119,7 @@ def child(arguments: argparse.Namespace) -> dict[str, Any]:
     loader = getattr(transformers, arguments.auto_class)
     with torch.device("meta"):  # imports the modeling code
         loader.from_config(transformers.AutoConfig.from_pretrained(path))
-    idle = held("VmRSS")
+    idle = resident_bytes()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak so far
     read_seconds = reading_seconds(Path(path))
     started = time.perf_counter()
@@ -128,12 +128,12 @@ def child(arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         module = load(path, dtype=arguments.dtype, kernels=way)
     load_seconds = time.perf_counter() - started
-    loaded = held("VmRSS")
+    loaded = resident_bytes()
     use(module, arguments.tokens)
     return {
-        "peak_bytes": held("VmHWM") - idle,
+        "peak_bytes": resident_bytes(MOST) - idle,
         "loaded_bytes": loaded - idle,
-        "end_bytes": held("VmRSS") - idle,
+        "end_bytes": resident_bytes() - idle,
         "load_seconds": round(load_seconds, 3),
         "read_seconds": round(read_seconds, 4),
     }
@@ -162,14 +162,6 @@ def reading_seconds(path: Path) -> float:
                     pass
         seconds.append(time.perf_counter() - started)
     return min(seconds)
-
-
-def held(what: str) -> int:
-    """``VmRSS`` (now) or ``VmHWM`` (at most) of this process, in bytes."""
-    status = Path("/proc/self/status").read_text("utf-8")
-    found = re.search(rf"{what}:\s+(\d+) kB", status)
-    assert found, f"/proc/self/status has no {what}"
-    return 1024 * int(found[1])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from allocators import SPACES, Case, settings_of, tokens_of
+from process_memory import MOST, resident_bytes
 
 from autocompress.core import Allocation, TrialRequest
 from autocompress.core.machine import cpu_model
@@ -98,23 +98,20 @@ def worker_peaks() -> list[int]:
         try:
             command = (process / "cmdline").read_bytes()
             if b"ray::Worker" in command:
-                peaks.append(peak_bytes((process / "status").read_text("utf-8")))
+                peaks.append(resident_bytes(MOST, process))
         except OSError:
             continue
     return peaks
 
 
-def peak_bytes(status: str) -> int:
-    """``VmHWM`` of a ``/proc`` status, in bytes."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return 1024 * int(found[1]) if found else 0
-
-
 def imports_peak() -> int:
     """Peak resident bytes of a process that has imported what a worker imports, and no more."""
-    code = f"{IMPORTS}; print(open('/proc/self/status').read())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return peak_bytes(done.stdout)
+    code = f"{IMPORTS}; from process_memory import *; print(resident_bytes(MOST))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
+    )  # fmt: skip
+    return int(done.stdout)
 
 
 def measure(case: Case, n: int, rounds: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ baselines, pictures.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -131,6 +132,11 @@ def cost_of(costed: Costed, resource: str) -> float:
         return float(costed.storage_bytes)
     found = costed.resources.get(resource)
     return math.nan if found is None else comparable(found.value)
+
+
+def takes_no_more(costs: Sequence[float], limits: Sequence[float]) -> bool:
+    """Whether no cost is above its limit; both in the order of the resources."""
+    return all(own <= most for own, most in zip(costs, limits, strict=True))
 
 
 def comparable(cost: float) -> float:

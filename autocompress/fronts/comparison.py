@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from autocompress.core import DEFAULT_OBJECTIVES, STORAGE, Measurement, Objectives
+from autocompress.core.objectives import takes_no_more
 from autocompress.fronts.entries import Member
 
 CONFIDENT = 1.645  # one-sided 5 % of the normal distribution
@@ -216,10 +217,7 @@ def _against(
     costs = objectives.costs
     limits = costs(baseline)
     fitting = [
-        m
-        for m in members
-        if math.isfinite(m.quality.retained)
-        and all(own <= most for own, most in zip(costs(m), limits, strict=True))
+        m for m in members if math.isfinite(m.quality.retained) and takes_no_more(costs(m), limits)
     ]
     itself = next((m for m in fitting if m.id == baseline.id), None)
     others = [m for m in fitting if m.id != baseline.id]

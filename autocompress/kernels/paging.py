@@ -29,11 +29,11 @@ def page_out(tensors: Iterable[Tensor]) -> int:
     advise = _madvise()
     if advise is None:
         return 0
-    files, n_bytes = _mapped_files(), 0
-    for tensor in tensors:
-        start, stop = _whole_pages(tensor)
+    pages = [(start, stop) for start, stop in map(_whole_pages, tensors) if start < stop]
+    files, n_bytes = _mapped_files() if pages else [], 0
+    for start, stop in pages:
         inside = any(low <= start and stop <= high for low, high in files)
-        if start < stop and inside and advise(start, stop - start, _PAGE_OUT) == 0:
+        if inside and advise(start, stop - start, _PAGE_OUT) == 0:
             n_bytes += stop - start
     return n_bytes
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from autocompress.core import Resource, Resources
+from autocompress.core import LATENCY, STORAGE, Resource, Resources
 from autocompress.core.errors import UsageError, nearest
 
 COST_EFFICIENCY_VERSION = 1
@@ -23,14 +23,12 @@ COST_EFFICIENCY_VERSION = 1
 DEFAULT_MIN_RETAINED = 0.9
 """Default floor on retained quality."""
 
-_LATENCY = "latency_ms_per_token"
-_STORAGE = "storage_bytes"
 _LARGEST_EXPONENT = math.log(1e308)
 
 
 def default_weights() -> dict[str, float]:
     """Time per token and peak memory, equally. File size is no resource: it has its own factor."""
-    return {_LATENCY: 1.0, "peak_memory_bytes": 1.0}
+    return {LATENCY: 1.0, "peak_memory_bytes": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +153,12 @@ class ProduceCost:
         Raises:
             UsageError: there is no ``latency_ms_per_token`` to add to.
         """
-        latency = _named(_LATENCY, resources)
+        latency = _named(LATENCY, resources)
         note = f" + {self.seconds:g} s to produce over {self.served_tokens:g} tokens"
         paid = replace(
             latency, value=latency.value + self.ms_per_token, origin=latency.origin + note
         )
-        return {**resources, _LATENCY: paid}
+        return {**resources, LATENCY: paid}
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +209,7 @@ class CostEfficiency:
         return cost_efficiency(
             retained,
             relative_resources(paid, base, self.weights),
-            math.exp(-_log_ratio(_STORAGE, _named(_STORAGE, resources), _named(_STORAGE, base))),
+            math.exp(-_log_ratio(STORAGE, _named(STORAGE, resources), _named(STORAGE, base))),
             exponents=self.exponents,
         )
 

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from autocompress.core import Resources
+from autocompress.core import LATENCY, Resources
 from autocompress.core.errors import CheckpointError, UsageError
-
-_LATENCY = "latency_ms_per_token"
 
 
 class _Quality(Protocol):
@@ -60,7 +58,7 @@ class Candidate:
     @classmethod
     def of_member(cls, member: _Member) -> Candidate:
         """A member of a front, or a baseline."""
-        latency = member.resources.get(_LATENCY)
+        latency = member.resources.get(LATENCY)
         return cls(
             member.id,
             member.quality.retained,
@@ -79,7 +77,7 @@ class Candidate:
             CheckpointError: the claim lacks a field.
         """
         try:
-            latency = claim["resources"].get(_LATENCY, {})
+            latency = claim["resources"].get(LATENCY, {})
             return cls(
                 str(claim["member"]),
                 _number(claim["quality"]["retained"]),
@@ -174,7 +172,7 @@ def judge(
     checks = [
         replace(
             _check(name, float(value), float(threshold), is_floor, error),
-            origin=candidate.latency_origin if name == _LATENCY else "",
+            origin=candidate.latency_origin if name == LATENCY else "",
         )
         for name, value, threshold, is_floor, error in rules
         if threshold is not None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from autocompress.core import STORAGE, TrialResult, cost_of, short_name
 from autocompress.core.errors import RunDirectoryError
 from autocompress.core.files import write_atomically
+from autocompress.core.objectives import takes_no_more
 from autocompress.fronts import FrontDocument, Member, comparison_summary
 from autocompress.report import formats
 from autocompress.report.page_data import axis_of, page_data, trial_summary
@@ -224,7 +225,7 @@ def _against_baseline(document: FrontDocument) -> dict[str, str] | None:
     costs, main = objectives.costs, objectives.main
     rival = max(rivals, key=lambda b: (-costs(b)[0], b.id))
     quality, (limit, *others) = rival.quality.retained, costs(rival)
-    fitting = [m for m in document.members if _is_within(costs(m)[1:], others)]
+    fitting = [m for m in document.members if takes_no_more(costs(m)[1:], others)]
     as_good = [costs(m)[0] for m in fitting if m.quality.retained >= quality]
     as_cheap = [m.quality.retained for m in fitting if costs(m)[0] <= limit]
     saved = 1 - min(as_good, default=limit) / limit
@@ -240,10 +241,6 @@ def _against_baseline(document: FrontDocument) -> dict[str, str] | None:
         cheaper = "smaller" if main == STORAGE else "cheaper"
         found = "no gain", f"no member is clearly {cheaper} or better than {held}"
     return {"label": label, "value": found[0], "detail": found[1]}
-
-
-def _is_within(costs: Sequence[float], limits: Sequence[float]) -> bool:
-    return all(own <= most for own, most in zip(costs, limits, strict=True))
 
 
 def _retained(member: Member) -> str:

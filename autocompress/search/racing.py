@@ -15,6 +15,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from autocompress.core import Bar, TrialResult
+from autocompress.core.objectives import takes_no_more
 
 Costs = tuple[float, ...]
 """One value per resource of a study's objectives."""
@@ -112,7 +113,7 @@ class _Member:
     result: TrialResult
 
     def fits(self, costs: Costs) -> bool:
-        return all(ours <= most for ours, most in zip(self.costs, costs, strict=True))
+        return takes_no_more(self.costs, costs)
 
     def is_no_worse(self, other: _Member) -> bool:
         return self.damage <= other.damage and self.fits(other.costs)
