@@ -2,8 +2,9 @@
 
 Every layer under one scheme. In a fresh process the checkpoint is loaded, reads one prompt and, if
 it is a decoder, extends it token by token. Counted is what the process holds beyond its imports:
-the most at any time, and at the end. Kernels were timed by an earlier process, as on any machine
-that has run the model before.
+the most at any time, and at the end; and what of the latter is code of libraries, which is read
+in as it runs and is the same for every model. Kernels were timed by an earlier process, as on any
+machine that has run the model before.
 
 Usage: python benchmarks/deployed_memory.py [--model M] [--schemes S ...] [--tokens N] [--out FILE]
 """
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 import transformers
-from process_memory import MOST, resident_bytes
+from process_memory import MOST, library_bytes, resident_bytes
 
 from autocompress import load
 from autocompress.core import Scheme
@@ -119,7 +120,7 @@ def child(arguments: argparse.Namespace) -> dict[str, Any]:
     loader = getattr(transformers, arguments.auto_class)
     with torch.device("meta"):  # imports the modeling code
         loader.from_config(transformers.AutoConfig.from_pretrained(path))
-    idle = resident_bytes()
+    idle, code = resident_bytes(), library_bytes()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak so far
     read_seconds = reading_seconds(Path(path))
     started = time.perf_counter()
@@ -134,6 +135,7 @@ def child(arguments: argparse.Namespace) -> dict[str, Any]:
         "peak_bytes": resident_bytes(MOST) - idle,
         "loaded_bytes": loaded - idle,
         "end_bytes": resident_bytes() - idle,
+        "library_bytes": library_bytes() - code,
         "load_seconds": round(load_seconds, 3),
         "read_seconds": round(read_seconds, 4),
     }

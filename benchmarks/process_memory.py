@@ -20,3 +20,14 @@ def resident_bytes(what: str = NOW, process: Path = Path("/proc/self")) -> int:
     """
     found = re.search(rf"{what}:\s+(\d+) kB", (process / "status").read_text("utf-8"))
     return 1024 * int(found[1]) if found else 0  # one that is ending holds nothing
+
+
+def library_bytes() -> int:
+    """What this process holds of the code that it runs: pages of programs and libraries."""
+    found, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text("utf-8").splitlines():
+        if "-" in line.split(maxsplit=1)[0]:
+            counts = ".so" in line or "/bin/" in line
+        elif counts and line.startswith("Rss:"):
+            found += 1024 * int(line.split()[1])
+    return found

@@ -27,6 +27,7 @@ from autocompress.cli.options import (
     Device,
     Driver,
     Dtype,
+    Effort,
     Empirical,
     Evaluated,
     ExportTarget,
@@ -54,6 +55,8 @@ from autocompress.cli.options import (
     Seed,
     SequenceLength,
     Space,
+    SpaceOfEffort,
+    StatisticsTokens,
     Target,
     Task,
     Timeout,
@@ -97,9 +100,10 @@ def run(arguments: list[str] | None = None) -> int:
 @app.command()
 def search(
     model: Model,
+    effort: Effort = "standard",
     task: Task = "auto",
     data: Data = "auto",
-    space: Space = "joint",
+    space: SpaceOfEffort = None,
     target: ExportTarget = "any",
     rotate: Rotate = "none",
     sampler: Sampler = "guided",
@@ -113,9 +117,9 @@ def search(
     dtype: Dtype = "auto",
     out: OptionalOut = None,
     resume: Resume = False,
-    calibration_tokens: Calibration = 8192,
-    search_tokens: SearchTokens = 4096,
-    report_tokens: ReportTokens = 8192,
+    calibration_tokens: StatisticsTokens = None,
+    search_tokens: SearchTokens = None,
+    report_tokens: ReportTokens = None,
     sequence_length: SequenceLength = 256,
     trial_timeout: Timeout = None,
     device_profile: Profile = "cpu-2core-avx512",
@@ -124,27 +128,24 @@ def search(
     cache: Cache = None,
     bank_size: BankSize = None,
     aim: Aims = None,
-    finalize: Finalize = True,
+    finalize: Finalize = None,
     optimize: Optimize = "quality,bytes",
 ) -> None:
     """Search compressed versions of MODEL and write a measured Pareto front."""
     from autocompress.report.tables import front_table
-    from autocompress.workflows.settings import SearchSettings
+    from autocompress.workflows.search import search as run_search
 
-    settings = SearchSettings(
-        model=model, task=task, data=data, space=space, target=target, rotate=rotate,
-        sampler=sampler, budget=tuple(budget or ("100 trials",)), driver=driver, workers=workers,
+    finished = run_search(
+        model, effort=effort, task=task, data=data, space=space, target=target, rotate=rotate,
+        sampler=sampler, budget=budget, driver=driver, workers=workers,
         gpus_per_worker=gpus_per_worker, address=address, seed=seed, device=device, dtype=dtype,
-        calibration_tokens=calibration_tokens, search_tokens=search_tokens,
-        report_tokens=report_tokens, sequence_length=sequence_length,
-        trial_timeout_seconds=trial_timeout, device_profile=device_profile,
-        trust_remote_code=trust_remote_code, token_weighting=token_weighting,
-        cache=None if cache is None else str(cache), bank_size=bank_size,
-        aim=tuple(aim or ()), finalize=finalize, optimize=optimize,
+        out=out, resume=resume, calibration_tokens=calibration_tokens,
+        search_tokens=search_tokens, report_tokens=report_tokens,
+        sequence_length=sequence_length, trial_timeout=trial_timeout,
+        device_profile=device_profile, trust_remote_code=trust_remote_code,
+        token_weighting=token_weighting, cache=cache, bank_size=bank_size, aim=aim or (),
+        finalize=finalize, optimize=optimize, progress=True,
     )  # fmt: skip
-    from autocompress.workflows.search import run_search
-
-    finished = run_search(settings, out, resume=resume, show_progress=True)
     console().print(front_table(finished.document))
     say(f"report: {finished.directory / 'report.html'}")
 

@@ -14,7 +14,8 @@ RunDir = Annotated[Path, typer.Argument(metavar="DIR", help="Run directory of a 
 Model = Annotated[str, typer.Argument(help="Directory, hub id or package:NAME/FOLDER.")]
 Task = Annotated[str, typer.Option(help="Task, or auto to read it from the config.")]
 Data = Annotated[str, typer.Option(help="File, `datasets` directory or hub name, python-docs, …")]
-Space = Annotated[str, typer.Option(help="Name of a search space, or a YAML file.")]
+_SPACE = "Name of a search space, or a YAML file."
+Space = Annotated[str, typer.Option(help=_SPACE)]
 ExportTarget = Annotated[
     str,
     typer.Option("--target", help="Where it runs: any, transformers, vllm, llama.cpp, openvino."),
@@ -22,12 +23,21 @@ ExportTarget = Annotated[
 Rotate = Annotated[
     str, typer.Option(help="none, or hadamard: rotate the whole model first; costs nothing to run.")
 ]
+SpaceOfEffort = Annotated[
+    str | None, typer.Option("--space", help=_SPACE, show_default="joint; quick: quick")
+]
 SpaceName = Annotated[str, typer.Argument(help="Name of a search space, or a YAML file.")]
 MethodName = Annotated[str, typer.Argument(help="Name of a method.")]
 Sampler = Annotated[str, typer.Option(help="guided, or see `autocompress samplers`.")]
 Budgets = Annotated[
     list[str] | None,
-    typer.Option(help="'200 trials', 30m or '2e6 tokens'; repeat for several limits."),
+    typer.Option(
+        help="'200 trials', 30m or '2e6 tokens'; repeat for several limits.",
+        show_default="100 trials; quick: 16 trials",
+    ),
+]
+Effort = Annotated[
+    str, typer.Option(help="standard, or quick: a first look, small in all that is not given.")
 ]
 Driver = Annotated[str, typer.Option(help="local or ray.")]
 Workers = Annotated[int, typer.Option(help="Trials at the same time (Ray).")]
@@ -41,9 +51,18 @@ Out = Annotated[Path, typer.Option(help="Directory to write.")]
 ProfileOut = Annotated[Path | None, typer.Option("--out", help="Folder for profile and page.")]
 Empirical = Annotated[bool, typer.Option("--empirical", help="The data's labels, not sampled.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the search in --out.")]
-Calibration = Annotated[int, typer.Option(help="Tokens for layer statistics.")]
-SearchTokens = Annotated[int, typer.Option(help="Tokens of every trial.")]
-ReportTokens = Annotated[int, typer.Option(help="Held-out tokens of the front.")]
+_STATISTICS = "Tokens for layer statistics."
+Calibration = Annotated[int, typer.Option(help=_STATISTICS)]
+StatisticsTokens = Annotated[
+    int | None,
+    typer.Option("--calibration-tokens", help=_STATISTICS, show_default="8192; quick: 2048"),
+]
+SearchTokens = Annotated[
+    int | None, typer.Option(help="Tokens of every trial.", show_default="4096; quick: 1024")
+]
+ReportTokens = Annotated[
+    int | None, typer.Option(help="Held-out tokens of the front.", show_default="8192; quick: 1536")
+]
 SequenceLength = Annotated[int, typer.Option(help="Tokens per sequence.")]
 Timeout = Annotated[float | None, typer.Option(help="Seconds until a trial is given up (Ray).")]
 Profile = Annotated[
@@ -93,6 +112,9 @@ Optimize = Annotated[
     ),
 ]
 Finalize = Annotated[
-    bool,
-    typer.Option(help="At the end rebuild the member of best cost efficiency with more care."),
+    bool | None,
+    typer.Option(
+        help="At the end rebuild the member of best cost efficiency with more care.",
+        show_default="finalize; quick: no-finalize",
+    ),
 ]

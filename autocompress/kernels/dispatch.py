@@ -17,7 +17,7 @@ from torch import Tensor
 from autocompress.core.errors import UsageError, nearest
 from autocompress.core.scheme import Scheme
 from autocompress.kernels.base import KERNELS, Kernel, Prepared, Stored
-from autocompress.kernels.paging import page_out
+from autocompress.kernels.paging import page_out, trim_heap
 from autocompress.kernels.table import table_of
 from autocompress.kernels.timing import seconds_of
 from autocompress.methods.schemes import plan
@@ -123,6 +123,7 @@ class Runner:
             self._prepared[slot] = kernel.prepare(tensors, scheme, shape, dtype, device)
             if kernel.extra_bytes(self._prepared[slot]):
                 page_out(tensors.values())  # the kernel reads its own form from now on
+            trim_heap()
         return self._prepared[slot]
 
 

@@ -12,6 +12,7 @@ is left, ``sum_j (8 - z) s x_j`` over each group, is a thin product of group sum
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,13 +28,17 @@ from autocompress.kernels.base import (
     rounding,
     tensor_bytes,
 )
+from autocompress.kernels.paging import page_out
 from autocompress.methods.grid import GridCoding, GridOptions
 from autocompress.methods.packing import unpack
+from autocompress.methods.slices import Slices
 
 _INT8_ROWS, _INT8_COLUMNS = 16, 32
 _INT4_GROUPS = (256, 128, 64, 32)
 _INT4_ZERO = 8  # code that the operator takes for zero
 _INT4_LEVELS = 16
+_LAYOUT_ROWS = 64  # so many of the int4 layout lie together, whatever the device
+_SLICES_PER_PAGE_OUT = 32
 _INNER_TILES = 8  # of the CUDA layout: columns come in multiples of 16 times this
 
 
@@ -72,17 +77,30 @@ def refuses_int8(matrix: Matrix) -> str:
 
 def int8_rows(tensors: Stored, matrix: Matrix) -> Int8Rows:
     """Codes less their zero point, as int8; beyond them a tile of 16-bit integers is made."""
-    storage, options = matrix.storage, grid_options(matrix)
+    options, scales = grid_options(matrix), tensors["scales"].float().view(-1)
     assert options is not None  # refuses_int8 has checked
-    codes, mask = storage.codes(tensors)
-    zeros = codes.new_full((len(codes),), options.offset)
+    zeros = torch.full_like(scales, options.offset, dtype=torch.uint8)
     if not options.symmetric:
-        zeros = unpack(tensors["zeros"], options.bits, len(codes))
-    # Differences fit int8, so wrapping around in uint8 arithmetic is exact.
-    integers = codes.sub(zeros[:, None]).view(torch.int8)
-    if mask is not None:
-        integers.mul_(mask.view(torch.int8))
-    return Int8Rows(integers, tensors["scales"].float().view(-1))
+        zeros = unpack(tensors["zeros"], options.bits, len(scales))
+    found = torch.empty(matrix.shape, dtype=torch.int8, device=scales.device)
+    for rows, codes, mask in slices_read_once(tensors, matrix):
+        # Differences fit int8, so wrapping around in uint8 arithmetic is exact.
+        integers = codes.sub(zeros[rows, None]).view(torch.int8)
+        if mask is not None:
+            integers.mul_(mask.view(torch.int8))
+        found[rows] = integers
+    return Int8Rows(found, scales)
+
+
+def slices_read_once(
+    tensors: Stored, matrix: Matrix
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Rows, codes and mask, slice by slice; pages of the file go back as they have been read."""
+    slices = Slices.of(matrix.storage, tensors, _LAYOUT_ROWS)
+    for number, part in enumerate(slices.coded(), start=1):
+        yield part
+        if number % _SLICES_PER_PAGE_OUT == 0:
+            page_out(tensors.values())
 
 
 class Int8Weight(Kernel[Int8Rows]):
@@ -190,19 +208,28 @@ def int4_packed(tensors: Stored, matrix: Matrix) -> Int4Packed:
     """A stored matrix in the layout of the int4 operator of its device."""
     options = grid_options(matrix)
     assert options is not None  # refuses has checked
-    codes, mask = matrix.storage.codes(tensors)
-    grid = GridCoding(options).grid(matrix.storage.parameters(tensors))
+    coding, parameters = GridCoding(options), matrix.storage.parameters(tensors)
     width = options.width(matrix.shape[1])
     group = _operator_group(width)
-    scales = grid.scales.to(torch.bfloat16)
-    zeros = grid.float_zeros.to(torch.int16).expand(scales.shape)
-    shifted, zeros = _centred(codes, mask, zeros)
-    offsets = None
-    if options.bits == 4 and not options.symmetric:
-        offsets = (_INT4_ZERO - zeros) * scales.float()
+    scales = tensors["scales"].to(torch.bfloat16)
+    # Memory for the results first: pieces left among temporaries would keep the heap from shrinking
+    layout = tensors["packed"].new_empty(0)
+    needed = options.bits == 4 and not options.symmetric
+    offsets = torch.empty_like(scales, dtype=torch.float32) if needed else None
+    for rows, codes, mask in slices_read_once(tensors, matrix):
+        grid = coding.grid(parameters, torch.arange(rows.start, rows.stop, device=codes.device))
+        zeros = grid.float_zeros.to(torch.int16).expand(grid.scales.shape)
+        shifted, zeros = _centred(codes, mask, zeros)
+        if offsets is not None:
+            offsets[rows] = (_INT4_ZERO - zeros) * scales[rows].float()
+        part = _int4_layout(shifted)
+        per = len(codes) // len(part)  # rows of the matrix to one of the layout
+        if not layout.numel():
+            layout = part.new_empty(matrix.shape[0] // per, *part.shape[1:])
+        layout[rows.start // per : rows.stop // per] = part
     shared = scales.repeat_interleave(width // group, dim=1).t()
     pairs = torch.stack([shared, torch.zeros_like(shared)], dim=-1).contiguous()
-    return Int4Packed(_int4_layout(shifted), pairs, offsets, group, width)
+    return Int4Packed(layout, pairs, offsets, group, width)
 
 
 def with_offsets(products: Tensor, rows: Tensor, state: Int4Packed) -> Tensor:

@@ -22,7 +22,7 @@ from autocompress.kernels.integer import (
     refuses_int8,
     with_offsets,
 )
-from autocompress.kernels.tiles import rows_per_tile
+from autocompress.methods.slices import rows_per_slice
 
 _BLOCKS = (64, 32, 16)
 _ZERO = 8
@@ -56,7 +56,7 @@ class Int8Tiles(Kernel[Int8Rows]):
         n, columns = state.integers.shape
         rows = rows.to(product_dtype(rows.dtype, rows.device))
         found = torch.empty(len(rows), n, dtype=torch.float32, device=rows.device)
-        step = rows_per_tile(columns, rows.device)
+        step = rows_per_slice(columns, rows.device)
         for start in range(0, n, step):
             tile = state.integers[start : start + step].to(rows.dtype)
             found[:, start : start + step] = functional.linear(rows, tile)
@@ -101,7 +101,7 @@ class Int4Tiles(Kernel[Int4Packed]):
         nibbles = state.packed.view(-1, columns, block // 2)
         scales = state.scales[..., 0].view(len(state.scales), -1, block).transpose(0, 1)
         found = rows.new_empty(len(rows), len(nibbles) * block)
-        step = max(1, rows_per_tile(columns, rows.device) // block)
+        step = max(1, rows_per_slice(columns, rows.device) // block)
         for start in range(0, len(nibbles), step):
             some = slice(start, start + step)
             tile = _decoded(nibbles[some], scales[some], state.group).to(rows.dtype)

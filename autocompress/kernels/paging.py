@@ -1,4 +1,4 @@
-"""Memory of stored tensors goes back to the system where a kernel holds its own form of them.
+"""Memory goes back to the system where a kernel holds its own form of stored tensors.
 
 The tensors of a checkpoint are mapped from its file: pages that nobody uses can go and are read
 again if someone does (saving, gradients, another kernel). Linux drops them at once if asked to,
@@ -38,6 +38,13 @@ def page_out(tensors: Iterable[Tensor]) -> int:
     return n_bytes
 
 
+def trim_heap() -> None:
+    """Return what was freed; glibc keeps what lies below anything still in use."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
 def _whole_pages(tensor: Tensor) -> tuple[int, int]:
     """Addresses of the pages that hold nothing but the tensor; empty if it is on another device."""
     if tensor.device.type != "cpu" or not tensor.is_contiguous():
@@ -65,4 +72,13 @@ def _madvise() -> Any:
     found = getattr(ctypes.CDLL(None), "madvise", None)
     if found is not None:
         found.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return found
+
+
+@lru_cache(maxsize=1)
+def _malloc_trim() -> Any:
+    """The C function of glibc, None elsewhere."""
+    found = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if found is not None:
+        found.argtypes = (ctypes.c_size_t,)
     return found

@@ -52,6 +52,7 @@ class AutoencoderCoding(Coding):
     latents: int
     hidden: int
     maskable: ClassVar[bool] = False
+    by_rows: ClassVar[bool] = False  # a code has no whole number of bytes
 
     @property
     def bits(self) -> int:

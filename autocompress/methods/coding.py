@@ -62,10 +62,13 @@ class Coding(ABC):
         maskable: each entry has a code of its own and zero always has one, so that pruned weights
             stay exactly zero and may be left out of the file.
         stores_codes: False if the shape alone says the matrix; then nothing is stored.
+        by_rows: the codes of a row lie after those of the row before, so that a slice of rows is
+            read alone.
     """
 
     maskable: ClassVar[bool] = True
     stores_codes: ClassVar[bool] = True
+    by_rows: ClassVar[bool] = True
 
     @property
     @abstractmethod

@@ -21,6 +21,7 @@ from autocompress.core.layer import LayerSpec
 from autocompress.core.scheme import Scheme
 from autocompress.methods.problem import LayerProblem, LayerStatistics
 from autocompress.methods.schemes import Plan, check, own_tensors, plan
+from autocompress.methods.slices import decode_matrix
 from autocompress.methods.storage import RESIDUAL, TRANSFORM, under
 
 _REFIT_DAMPING = 1e-4  # share of the mean diagonal
@@ -255,7 +256,7 @@ def decode(
     """
     ready = plan(scheme)
     if ready.transform is None and ready.residual is None:
-        return decode_main(tensors, ready, shape).to(dtype)
+        return decode_main(tensors, ready, shape, dtype)
     matrix = _decode_parts(tensors, ready, shape)
     return _undone(matrix, tensors, ready).to(dtype)
 
@@ -294,13 +295,18 @@ def _decode_parts(tensors: Mapping[str, Tensor], ready: Plan, shape: tuple[int, 
     return matrix.float() + step.method.values(stored, shape, step.options)
 
 
-def decode_main(tensors: Mapping[str, Tensor], ready: Plan, shape: tuple[int, int]) -> Tensor:
+def decode_main(
+    tensors: Mapping[str, Tensor],
+    ready: Plan,
+    shape: tuple[int, int],
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """What the stages from factorize to quantize represent, (o, d), in the basis they work in."""
     if ready.rank is None:
-        return ready.storage(shape).decode(tensors)
+        return decode_matrix(ready.storage(shape), tensors, dtype)
     storage = {p: ready.storage(s) for p, s in ready.matrices(shape).items()}
     outer, inner = (storage[p].decode(tensors, p).to(torch.float32) for p in ("a.", "b."))
-    return outer @ inner
+    return (outer @ inner).to(dtype)
 
 
 def _undone(matrix: Tensor, tensors: Mapping[str, Tensor], ready: Plan) -> Tensor:

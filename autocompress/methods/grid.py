@@ -20,7 +20,7 @@ from torch import Tensor
 from autocompress.core.errors import SchemeError
 from autocompress.core.footprint import TensorLayout
 from autocompress.methods.coding import Coding, Quantized, Stored
-from autocompress.methods.packing import pack, packed_bytes, unpack
+from autocompress.methods.packing import pack, packed_bytes, unpack, unpack_some
 from autocompress.methods.problem import LayerProblem
 
 _FP16_MAX = 65504.0
@@ -148,13 +148,16 @@ class GridCoding(Coding):
 
     def grid(self, parameters: Stored, rows: Tensor | None = None) -> Grid:
         """The grid of all rows, or of some, from what is stored."""
-        scales, zeros = parameters["scales"], None
-        if not self.options.symmetric:
-            zeros = unpack(parameters["zeros"], self.options.bits, scales.numel())
-            zeros = zeros.view(scales.shape)
-        if rows is not None:
-            scales, zeros = scales[rows], None if zeros is None else zeros[rows]
-        return Grid(self.options, scales, zeros)
+        scales, bits = parameters["scales"], self.options.bits
+        chosen = scales if rows is None else scales[rows]
+        if self.options.symmetric:
+            return Grid(self.options, chosen, None)
+        if rows is None:
+            zeros = unpack(parameters["zeros"], bits, scales.numel()).view(scales.shape)
+            return Grid(self.options, scales, zeros)
+        n_groups = scales.shape[1]
+        places = rows[:, None] * n_groups + torch.arange(n_groups, device=rows.device)
+        return Grid(self.options, chosen, unpack_some(parameters["zeros"], bits, places))
 
 
 def blocks(in_features: int, width: int) -> Iterator[tuple[slice, slice]]:

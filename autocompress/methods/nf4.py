@@ -26,6 +26,7 @@ from autocompress.methods.levels import (
     ScaledCoding,
     kept_weight,
     storable,
+    taken,
 )
 from autocompress.methods.problem import LayerProblem
 
@@ -73,10 +74,10 @@ class DoubleCoding(ScaledCoding):
 
     def scales(self, parameters: Stored, rows: Tensor | None) -> Tensor:
         """See `ScaledCoding.scales`."""
-        codes = parameters["scales"]
-        places = torch.arange(codes.numel(), device=codes.device).view(codes.shape)
-        if rows is not None:
-            codes, places = codes[rows], places[rows]
+        codes = taken(parameters["scales"], rows)
+        n_groups, device = codes.shape[1], codes.device
+        numbers = torch.arange(len(codes), device=device) if rows is None else rows
+        places = numbers[:, None] * n_groups + torch.arange(n_groups, device=device)
         blocks = parameters["block_scales"][places // _SCALES_PER_BLOCK]
         return E4M3.values(codes) * blocks + parameters["mean_scale"]
 

@@ -65,6 +65,21 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
     return words.view(torch.uint8)[:n]
 
 
+def unpack_some(packed: Tensor, bits: int, places: Tensor) -> Tensor:
+    """The codes at `places` (any shape, int64), uint8 of that shape; equal to ``unpack()[places]``.
+
+    Raises:
+        SchemeError: `bits` is not in 1..8.
+    """
+    _check_bits(bits)
+    first = places * bits
+    byte, shift = first >> 3, first & 7
+    found = packed[byte].int() >> shift
+    # A code that ends in the next byte: where none does, that byte may lie behind the last.
+    rest = packed[(byte + 1).clamp_(max=max(packed.numel() - 1, 0))].int() << (8 - shift)
+    return ((found | rest) & ((1 << bits) - 1)).to(torch.uint8)
+
+
 def _spread(words: Tensor, bits: int) -> Tensor:
     """Each code of a chunk to a byte of its own: halve the lanes three times."""
     for lane in (32, 16, 8):

@@ -149,13 +149,20 @@ class MatrixStorage:
             return None
         bits = unpack(tensors[f"{prefix}{_MASK}"], 1, self.n_entries)
         mask = bits.view(torch.bool).view(self.shape)
-        n_ones = int(mask.sum())
+        self.require_kept(int(mask.sum()))
+        return mask
+
+    def require_kept(self, n_ones: int) -> None:
+        """Make sure that a stored mask has as many ones as the scheme keeps.
+
+        Raises:
+            ModelError: it has another number.
+        """
         if n_ones != self.n_kept:
             raise ModelError(
                 f"A mask of this layer {self._wrong_mask(n_ones)}: the file is damaged. Next step: "
                 "export it again."
             )
-        return mask
 
     def _wrong_mask(self, n_ones: int) -> str:
         return f"must keep {self.n_kept} of {self.n_entries} weights, but keeps {n_ones}"

@@ -102,6 +102,7 @@ class BandCoding(Coding):
 
     options: SubgroupOptions
     maskable: ClassVar[bool] = False
+    by_rows: ClassVar[bool] = False
 
     @property
     def bits(self) -> int:

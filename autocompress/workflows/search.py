@@ -36,6 +36,7 @@ from autocompress.workflows.contexts import (
     report_driver,
     search_context,
 )
+from autocompress.workflows.effort import with_effort
 from autocompress.workflows.finalize import finalize_in
 from autocompress.workflows.owl import recorded_owl, resolved_owl
 from autocompress.workflows.predictions import Predictions
@@ -61,13 +62,14 @@ INTERRUPTED = "interrupted: publishing what is finished (Ctrl-C again to stop at
 def search(
     model: str,
     *,
-    space: str = "joint",
+    effort: str = "standard",
+    space: str | None = None,
     target: str = "any",
     rotate: str = "none",
     data: str = "auto",
     task: str = "auto",
     sampler: str = "guided",
-    budget: str | Sequence[str] = ("100 trials",),
+    budget: str | Sequence[str] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     driver: str = "local",
@@ -77,9 +79,9 @@ def search(
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "auto",
-    calibration_tokens: int = 8192,
-    search_tokens: int = 4096,
-    report_tokens: int = 8192,
+    calibration_tokens: int | None = None,
+    search_tokens: int | None = None,
+    report_tokens: int | None = None,
     sequence_length: int = 256,
     trial_timeout: float | None = None,
     device_profile: str = "cpu-2core-avx512",
@@ -88,7 +90,7 @@ def search(
     cache: str | Path | None = None,
     bank_size: str | None = None,
     aim: Sequence[str] = (),
-    finalize: bool = True,
+    finalize: bool | None = None,
     optimize: str = "quality,bytes",
     progress: bool = False,
 ) -> Run:
@@ -96,6 +98,9 @@ def search(
 
     Args:
         model: directory, hub id or ``package:NAME/FOLDER``.
+        effort: what `space`, `budget`, the numbers of tokens and `finalize` are where they are
+            None: ``standard`` (``joint``, 100 trials; 8192, 4096 and 8192 tokens; yes) or
+            ``quick``, for a first look (``quick``, 16 trials; 2048, 1024 and 1536; no).
         space: name of a shipped search space, or path of a YAML file.
         target: where the compressed model is to run (``any``, ``transformers``, ``vllm``,
             ``llama.cpp``, ``openvino``): options of the space that cannot run there are left out.
@@ -135,17 +140,20 @@ def search(
         RunDirectoryError: `out` is not empty, cannot be written, or is damaged.
         TrialError: every trial failed.
     """
+    limits = (budget,) if isinstance(budget, str) else budget
     settings = SearchSettings(
-        model=model, task=task, data=data, space=space, target=target, rotate=rotate,
-        sampler=sampler, driver=driver,
-        budget=(budget,) if isinstance(budget, str) else tuple(budget),
-        workers=workers, gpus_per_worker=gpus_per_worker, address=address, seed=seed,
-        device=device, dtype=dtype, calibration_tokens=calibration_tokens,
-        search_tokens=search_tokens, report_tokens=report_tokens,
-        sequence_length=sequence_length, trial_timeout_seconds=trial_timeout,
-        device_profile=device_profile, trust_remote_code=trust_remote_code,
-        token_weighting=token_weighting, cache=None if cache is None else str(cache),
-        bank_size=bank_size, aim=tuple(aim), finalize=finalize, optimize=optimize,
+        model=model, task=task, data=data, target=target, rotate=rotate, sampler=sampler,
+        driver=driver, workers=workers, gpus_per_worker=gpus_per_worker, address=address,
+        seed=seed, device=device, dtype=dtype, sequence_length=sequence_length,
+        trial_timeout_seconds=trial_timeout, device_profile=device_profile,
+        trust_remote_code=trust_remote_code, token_weighting=token_weighting,
+        cache=None if cache is None else str(cache), bank_size=bank_size, aim=tuple(aim),
+        optimize=optimize,
+        **with_effort(effort, {
+            "space": space, "budget": None if limits is None else tuple(limits),
+            "calibration_tokens": calibration_tokens, "search_tokens": search_tokens,
+            "report_tokens": report_tokens, "finalize": finalize,
+        }),
     )  # fmt: skip
     return run_search(settings, None if out is None else Path(out), resume, show_progress=progress)
 

@@ -1,11 +1,12 @@
 import math
+from dataclasses import fields
 
 import pytest
 import torch
 
 from autocompress.core import Scheme
-from autocompress.kernels import KERNELS, dispatch, dynamic, refusals, tiles
-from autocompress.methods import decode
+from autocompress.kernels import KERNELS, dispatch, dynamic, refusals
+from autocompress.methods import decode, slices
 
 from .conftest import CPU, INPUTS, RESIDUALS, SCHEMES, SHAPE, compressed, errors, prepared, tokens
 
@@ -63,17 +64,17 @@ def test_the_check_sees_a_wrong_scale() -> None:
     )
 
 
-@pytest.mark.parametrize("scheme", [s for s in SCHEMES if s not in RESIDUALS and "svd" not in s])
-def test_tiles_of_any_size_decode_the_same_bits(
-    scheme: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tiles, "_WEIGHTS_PER_TILE", 24 * 104)
-    weight = compressed(scheme, (52, 104) if "pattern" in scheme or "awq" in scheme else (52, 100))
-    ready = prepared("tiles", weight, torch.float32, CPU)
-    slices = ready.state.slices
-    assert [stop - start for start, stop in slices.bounds()] == [24, 24, 4]
-    found = torch.cat([slices.decoded(index) for index in range(3)]).float()
-    assert torch.equal(found, tiles.in_basis(weight.tensors, ready.matrix))
+@pytest.mark.parametrize("name", ["int4_weight", "int8_weight"])
+def test_repacking_by_slices_gives_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for scheme in ON_CPU[name]:
+        weight = compressed(scheme, (208, 128))
+        whole = prepared(name, weight, torch.float32, CPU).state
+        with monkeypatch.context() as small:
+            small.setattr(slices, "_WEIGHTS", 64 * 128)
+            sliced = prepared(name, weight, torch.float32, CPU).state
+        for field in fields(whole):
+            one, other = (getattr(state, field.name) for state in (whole, sliced))
+            assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
