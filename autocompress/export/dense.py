@@ -1,4 +1,7 @@
-"""Dense checkpoints: decoded weights that any tool loads. Compression is simulated: full size."""
+"""Dense checkpoints: decoded weights that any tool loads.
+
+Compression is simulated, at full size; only blocks of which nothing is left are really gone.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from autocompress.core import Allocation
 from autocompress.core.errors import UsageError
 from autocompress.export.directory import new_directory
 from autocompress.export.manifest import Manifest
+from autocompress.export.shorter import shortened
 from autocompress.export.writing import finish, require_bytes, shallow_copy
 from autocompress.methods import rounds_inputs
 from autocompress.models import BaseModel, overridden
@@ -29,8 +33,8 @@ def write_dense(
 ) -> Manifest:
     """Write a plain transformers checkpoint that stock tools load without this package.
 
-    It computes what the compressed model computes and weighs what the base model weighs; the
-    manifest says ``simulated`` and gives the dense bytes.
+    It computes what the compressed model computes and weighs what the base model weighs, less the
+    blocks of which nothing is left; the manifest says ``simulated`` and gives the dense bytes.
 
     Args:
         base: model that was compressed; it is not changed.
@@ -56,7 +60,11 @@ def write_dense(
         )
     model = shallow_copy(base.module)
     with new_directory(out) as directory:
-        with quiet_transformers(), overridden(model, base.layout, weights):
+        with (
+            quiet_transformers(),
+            overridden(model, base.layout, weights),
+            shortened(model, base.layout, allocation, base.auto_class) as gone,
+        ):
             stack_experts(model)
             model.save_pretrained(directory)
         manifest = finish(
@@ -67,5 +75,6 @@ def write_dense(
             checkpoint_format="dense",
             notes={},
         )
-        require_bytes(manifest.storage_bytes, base.layout.base_bytes, "the base model weighs")
+        whole = "the base model, without the blocks that are gone, weighs"
+        require_bytes(manifest.storage_bytes, base.layout.base_bytes - gone, whole)
     return manifest

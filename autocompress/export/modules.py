@@ -34,6 +34,7 @@ from autocompress.methods import (
     damage_of,
     decode,
     decode_rows,
+    drops,
     input_map,
     is_shared,
     shares,
@@ -120,14 +121,18 @@ class PackedModule(StoredTensors):
     def product(self, inputs: Tensor) -> Tensor | None:
         """``x Wᵀ`` of inputs (..., in) by a kernel; None if the reference must compute it.
 
-        Kernels have no gradients, and nothing to gain on no tokens; they are measured on layers by
-        themselves, so those that share are decoded.
+        Nothing is multiplied where nothing is left of the layer. Kernels have no gradients, and
+        nothing to gain on no tokens; they are measured on layers by themselves, so those that
+        share are decoded.
         """
-        if shares(self.packed_layer.scheme):
-            return None
-        if self.kernels == REFERENCE or not inputs.numel() or inputs.device.type == "meta":
-            return None
         if torch.is_grad_enabled() and inputs.requires_grad:
+            return None
+        scheme = self.packed_layer.scheme
+        if drops(scheme):
+            return inputs.new_zeros(*inputs.shape[:-1], self.packed_layer.shape[0])
+        if shares(scheme) or self.kernels == REFERENCE:
+            return None
+        if not inputs.numel() or inputs.device.type == "meta":
             return None
         stored, layer = self.stored(), self.packed_layer
         # What is prepared belongs to these very tensors: moved or rewritten ones start afresh.

@@ -6,8 +6,6 @@ So whole models run, packed and on the fastest kernels, and each layer is timed 
 
 from __future__ import annotations
 
-import copy
-import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from transformers import PreTrainedModel
 from autocompress.core import Allocation, LayerSpec, Scheme
 from autocompress.core.errors import ModelError
 from autocompress.export.modules import use_kernels
+from autocompress.export.pass_inputs import pass_inputs
 from autocompress.export.plan import PackedLayer, PackedPlan
 from autocompress.export.swapping import swap_modules
 from autocompress.export.writing import shallow_copy
@@ -29,8 +28,6 @@ from autocompress.kernels.measure import random_tensors
 from autocompress.methods import footprint
 from autocompress.models import BaseModel
 
-CONTEXT_TOKENS = 128
-"""Tokens before the one that is decoded."""
 _WARM_UP = 2  # the first chooses kernels and lets them repack
 
 Mark = float | torch.cuda.Event
@@ -99,7 +96,7 @@ class TimedModel:
             ModelError: it cannot read `n_tokens`.
         """
         try:
-            return cls(model, n_tokens, _inputs(model, auto_class, n_tokens))
+            return cls(model, n_tokens, pass_inputs(model, auto_class, n_tokens))
         except (RuntimeError, IndexError, ValueError) as error:
             raise _too_long(n_tokens, error) from error
 
@@ -178,40 +175,6 @@ def _elapsed(start: Mark, end: Mark, device: torch.device) -> float:
     torch.cuda.synchronize(device)
     milliseconds: float = start.elapsed_time(end)
     return milliseconds / 1e3
-
-
-def _inputs(model: PreTrainedModel, auto_class: str, n_tokens: int) -> Callable[[], dict[str, Any]]:
-    """Makes the arguments of passes over random tokens, the same for every model."""
-    if model.main_input_name == "pixel_values":
-        return partial(dict, pixel_values=_image(model))
-    vocabulary = model.config.get_text_config().vocab_size
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary, (1, CONTEXT_TOKENS + n_tokens), generator=generator)
-    ids = ids.to(model.device)
-    read, last = ids[:, -n_tokens:], _last_logits(model)
-    if auto_class == "AutoModelForSeq2SeqLM":
-        return partial(dict, input_ids=read, decoder_input_ids=read)
-    if auto_class != "AutoModelForCausalLM":
-        return partial(dict, input_ids=read, attention_mask=torch.ones_like(read))
-    if n_tokens > 1:
-        return partial(dict, input_ids=read, **last)
-    with torch.no_grad():
-        cache = model(input_ids=ids[:, :CONTEXT_TOKENS], use_cache=True, **last).past_key_values
-    return lambda: {"input_ids": read, "past_key_values": copy.deepcopy(cache), **last}
-
-
-def _last_logits(model: PreTrainedModel) -> dict[str, int]:
-    """As `generate` asks for it: no logits of tokens that are known."""
-    takes_it = "logits_to_keep" in inspect.signature(model.forward).parameters
-    return {"logits_to_keep": 1} if takes_it else {}
-
-
-def _image(model: PreTrainedModel) -> Tensor:
-    size = model.config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(1, model.config.num_channels, height, width, generator=generator)
-    return pixels.to(model.device, model.dtype)
 
 
 def _too_long(n_tokens: int, error: Exception) -> ModelError:

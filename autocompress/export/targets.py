@@ -75,11 +75,7 @@ def space_for(
     if not chosen.exporter:
         return load_space(space, base.layout.layers, routed=routed)
     require_model(EXPORTERS[chosen.exporter], base)
-    ties = None
-    if chosen.fused:
-        ties = Ties(
-            qkv=True, gate_up=True, expert_groups=1, whole_experts=False, experts_by="routing"
-        )
+    ties = Ties() if chosen.fused else None
     whole = load_space(space, base.layout.layers, ties=ties, routed=routed)
     return restricted(whole, chosen, {layer.name: layer for layer in base.layout.layers})
 

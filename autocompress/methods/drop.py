@@ -1,5 +1,9 @@
 """Drop: the layer's matrix is zero and takes no bytes.
 
+Of the attention or the feed-forward part of a block it prunes that part, of both the block
+(ShortGPT, Men et al. 2024, arXiv 2403.03853; SLEB, Song et al. 2024, arXiv 2402.09025; EvoPress,
+Sieberling et al. 2024, arXiv 2410.14649): biases stay. Layers that are dropped multiply nothing.
+
 Of an expert it prunes the expert (Lu et al. 2024, arXiv 2402.14800; REAP, Lasby et al. 2025, arXiv
 2510.13999). Those rank experts and take the row of a dropped one out of the router; here the
 predicted damage ranks them, and the router stays as it is, because each architecture's computes its
@@ -59,7 +63,7 @@ class Drop(Quantizer[DropOptions]):
 
     needs = Needs.NONE
     options = DropOptions
-    summary = "the layer's matrix is zero and takes no bytes: drops an expert"
+    summary = "the layer's matrix is zero and takes no bytes: drops an expert, or a part of a block"
 
     def coding(self, options: DropOptions) -> ZeroCoding:  # noqa: ARG002
         """See `Quantizer.coding`."""

@@ -23,20 +23,30 @@ from autocompress.bank import Bank
 from autocompress.core import LayerSpec, Scheme, digest
 from autocompress.core.files import write_atomically
 from autocompress.cost import CostModel, CostPart
-from autocompress.methods import METHODS, CompressedWeight, StageKind, decode, input_errors
+from autocompress.methods import (
+    METHODS,
+    CompressedWeight,
+    StageKind,
+    decode,
+    drops,
+    input_errors,
+)
 from autocompress.models import LayerCurvature, ModelLayout, predicted_damage
 from autocompress.search.option_table import Floats, OptionCosts, OptionTable, PerChoice
 from autocompress.spaces import Choice, SearchSpace
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = "option table 2"
+_FORMAT = "option table 3"
 
 MOST_EXACT = 12
 """Options of a layer that are all compressed to predict them. Where there are more, a scheme that
 factorizes, sparsifies and quantizes is predicted as the sum of these stages alone: 7 compressions
 instead of 28 where 2 ranks, 1 sparsity and 4 widths are combined. The trials correct what that
 misses."""
+
+_LEAVING = ("output", "cross_output", "down")
+"""Roles of the layers that end a part of a block."""
 
 _ADDS_UP = {StageKind.FACTORIZE, StageKind.SPARSIFY, StageKind.QUANTIZE}
 
@@ -63,8 +73,8 @@ def build_option_table(
 ) -> OptionTable:
     """Predicted damage and additive costs of every option.
 
-    The damage of an option of several layers is the sum of theirs. An option that is not finite
-    gets `NOT_FINITE` and is named in a warning.
+    The damage of an option of several layers is the sum of theirs (see `_of_choice`). An option
+    that is not finite gets `NOT_FINITE` and is named in a warning.
 
     Args:
         space: what may be chosen.
@@ -85,7 +95,7 @@ def build_option_table(
     if table is None:
         damages_of = partial(_damages, bank, curvature, weights)
         found = _by_layer(space, layout, damages_of, fill or _on_demand, progress)
-        damage = tuple(_of_choice(choice, found) for choice in space.choices)
+        damage = tuple(_of_choice(choice, layout, found) for choice in space.choices)
         table = _table(space, layout, damage, option_costs(space, layout, cost))
         if path is not None:
             _write(path, table)
@@ -159,11 +169,17 @@ def _by_layer(
     return found
 
 
-def _of_choice(choice: Choice, found: Mapping[str, Floats]) -> Floats:
-    """Damage of the options of a choice; those of its layers add up."""
+def _of_choice(choice: Choice, layout: ModelLayout, found: Mapping[str, Floats]) -> Floats:
+    """Damage of the options of a choice; those of its layers add up.
+
+    Where all are dropped, only those count whose outputs leave the part: what the others put out
+    meets zeros.
+    """
+    last = [name for name in choice.layers if layout.layer(name).role in _LEAVING]
     damage = np.zeros(len(choice.options))
-    for name in choice.layers:
-        damage += found[name]
+    for level, option in enumerate(choice.options):
+        dropped = last and all(map(drops, option.schemes))
+        damage[level] = sum(found[name][level] for name in (last if dropped else choice.layers))
     return np.minimum(damage, NOT_FINITE)
 
 

@@ -23,6 +23,16 @@ _TIES: Mapping[str, tuple[str, str]] = {
 }  # fmt: skip
 """Role to the switch in the file and the roles that it ties."""
 
+_SUBLAYERS: Mapping[str, str] = {
+    "query": "attention", "key": "attention", "value": "attention", "qkv": "attention",
+    "output": "attention",
+    "cross_query": "cross-attention", "cross_key": "cross-attention",
+    "cross_value": "cross-attention", "cross_output": "cross-attention",
+    "gate": "feed-forward", "up": "feed-forward", "gate_up": "feed-forward",
+    "down": "feed-forward",
+}  # fmt: skip
+"""Role to the part of its block."""
+
 _EXPERTS = ("expert_groups", "experts of one part")
 _WHOLE = ("whole_experts", "all layers of an expert")
 _OFF = {"expert_groups": "0"}
@@ -258,6 +268,8 @@ def _patterns_like(pattern: str, layers: Sequence[LayerSpec]) -> set[str]:
 
 def _tie_key(layer: LayerSpec, ties: Ties) -> _TieKey:
     """Equal for layers that must take one option: same block, same input, tied roles."""
+    if ties.sublayers and layer.block is not None and layer.role in _SUBLAYERS:
+        return ("sublayer", _SUBLAYERS[layer.role], str(layer.block))
     switch, roles = _TIES.get(layer.role, ("", ""))
     if layer.block is None or not switch or not getattr(ties, switch):
         return (layer.name,)
@@ -309,6 +321,8 @@ def _one_owner(
     for layer in members[1:]:
         if owners[layer.name] != owners[first.name]:
             switch, roles = _TIES.get(layer.role, _EXPERTS)
+            if file.spec.ties.sublayers:
+                switch, roles = "sublayers", f"all layers of the {_SUBLAYERS[layer.role]}"
             if layer.expert is not None:
                 switch, roles = _EXPERTS if layer.role == first.role else _WHOLE
             where = [file.source.at(("choices", owners[m.name])) for m in (first, layer)]

@@ -32,21 +32,27 @@ class Ties(_Strict):
     """Which layers of a block must take the same option, so that fused kernels stay possible."""
 
     qkv: bool = Field(
-        True, description="query, key and value of a block; cross_key and cross_value of a block."
+        default=True,
+        description="query, key and value of a block; cross_key and cross_value of a block.",
     )
-    gate_up: bool = Field(True, description="gate and up of a block.")
+    gate_up: bool = Field(default=True, description="gate and up of a block.")
+    sublayers: bool = Field(
+        default=False,
+        description="All layers of a block's attention take one option, likewise of its "
+        "cross-attention and of its feed-forward part: each can be dropped as a whole.",
+    )
     expert_groups: int = Field(
-        1,
+        default=1,
         ge=0,
         description="Parts of equal size that the experts of a block are cut into; the layers of "
         "one role in a part take one option. 0: every expert for itself.",
     )
     whole_experts: bool = Field(
-        False,
+        default=False,
         description="All layers of an expert take one option: gate_up, or up, and down.",
     )
     experts_by: Literal["routing", "index"] = Field(
-        "routing",
+        default="routing",
         description="What the experts are sorted by before they are cut: how many calibration "
         "tokens are sent to them, most first, or their number.",
     )
@@ -132,9 +138,7 @@ class SpaceSpec(_Strict):
     schema_version: Literal[1]
     name: str = Field(min_length=1)
     description: str = Field(min_length=1, description="One line.")
-    ties: Ties = Ties(
-        qkv=True, gate_up=True, expert_groups=1, whole_experts=False, experts_by="routing"
-    )
+    ties: Ties = Ties()
     choices: Annotated[list[ChoiceSpec], Field(min_length=1)] = Field(
         description="A layer belongs to the first choice that selects it."
     )

@@ -127,6 +127,23 @@ def test_gradients_flow_through_a_packed_layer_to_its_input_and_bias() -> None:
     assert packed.bias.grad is not None
 
 
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+def test_a_dropped_layer_multiplies_nothing_and_leaves_its_bias(
+    kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = kind(16, 24) if kind is nn.Linear else kind(24, 16)
+    nn.init.normal_(module.bias)
+    packed, weight = packed_copy(module, "drop")
+    assert not weight.tensors
+    x = torch.randn(3, 5, 16, requires_grad=True)
+    decoded = packed(x)
+    decoded.sum().backward()
+    assert not x.grad.any()
+    monkeypatch.setattr(modules, "decode", None)
+    assert torch.equal(packed(x.detach()), decoded)
+    assert torch.equal(decoded, module.bias.expand(3, 5, 24))
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_changing_the_models_dtype_leaves_the_stored_tensors_alone(scheme: str) -> None:
     packed, weight = packed_copy(nn.Linear(16, 24), scheme)

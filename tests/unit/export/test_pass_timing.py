@@ -8,7 +8,8 @@ import torch
 from autocompress.core import Allocation, Scheme
 from autocompress.core.errors import ModelError
 from autocompress.export.modules import PackedModule
-from autocompress.export.pass_timing import CONTEXT_TOKENS, Stored, TimedModel, packed_model
+from autocompress.export.pass_inputs import CONTEXT_TOKENS
+from autocompress.export.pass_timing import Stored, TimedModel, packed_model
 from autocompress.methods import canonical
 from autocompress.models import BaseModel, describe
 from autocompress.testing.tiny_models import auto_class_of, tiny_model

@@ -74,6 +74,32 @@ def test_damages_are_zero_for_the_base_and_fall_with_the_bits(parts):
         assert damage[0] > damage[-2] > 0
 
 
+def test_a_dropped_part_damages_by_what_leaves_it_alone(parts, tmp_path):
+    """What its other layers put out meets zeros."""
+    for tied in (True, False):
+        path = tmp_path / "parts.yaml"
+        path.write_text(
+            "schema_version: 1\nname: parts\ndescription: A test.\n"
+            f"ties: {{sublayers: {str(tied).lower()}}}\nchoices:\n"
+            "  - roles: [query, key, value, output, gate, up, down]\n"
+            "    options: [base, rtn(bits=4), drop]\n"
+        )
+        space = load_space(str(path), parts["layout"].layers)
+        table = build_option_table(**{**parts, "space": space})
+        found = {
+            c.name: dict(zip(labels, damage, strict=True))
+            for c, labels, damage in zip(space.choices, table.labels, table.damage, strict=True)
+        }
+        if tied:
+            joined = found
+    for name, damage in joined.items():
+        prefix, _, members = name.partition("{")
+        alone = [found[n] for n in found if n.startswith(prefix)]
+        last = found[prefix + members.rstrip("}").split(",")[-1]]
+        assert damage["drop"] == last["drop"] > 0
+        assert damage["rtn(bits=4)"] == pytest.approx(sum(d["rtn(bits=4)"] for d in alone))
+
+
 def test_a_kept_table_is_read_again_and_a_damaged_one_built_again(parts, tmp_path, caplog):
     calls = []
     first = build_option_table(**parts, cache=tmp_path, progress=lambda *d: calls.append(d))
