@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from autocompress.core.errors import CheckpointError
@@ -24,6 +27,20 @@ def check_files(directory: Path, manifest: Manifest) -> None:
     Raises:
         CheckpointError: a file or a tensor is missing, truncated, changed or not in the manifest.
     """
+    with checking(directory, manifest):
+        pass
+
+
+@contextmanager
+def checking(directory: Path, manifest: Manifest) -> Iterator[None]:
+    """As `check_files`, around the block that loads the checkpoint.
+
+    Before it: what is there, sizes, and every file but the weights. Their checksums, most of the
+    time, are computed beside it; if one is wrong, that is the error, whatever the block ended with.
+
+    Raises:
+        CheckpointError: see `check_files`.
+    """
     weights = weight_files(directory) if manifest.tensors else ()
     for path in weights:
         if path.name not in manifest.files:
@@ -32,11 +49,26 @@ def check_files(directory: Path, manifest: Manifest) -> None:
         if not (directory / name).is_file():
             raise CheckpointError(f"{directory / name} is missing. {_REPAIR}")
     _check_tensors(directory, manifest, weights)
+    later = []
     for name, record in manifest.files.items():
         path = directory / name
-        if file_record(path) != record:
-            digests = manifest.tensors if path in weights else {}
-            raise CheckpointError(_damage(path, record, digests))
+        check = partial(_check_sum, path, record, manifest.tensors if path in weights else {})
+        if path in weights and path.stat().st_size == record.bytes:
+            later.append(check)
+        else:
+            check()
+    with ThreadPoolExecutor(1) as pool:
+        sums = pool.submit(lambda: [check() for check in later])
+        try:
+            yield
+        finally:
+            sums.result()
+
+
+def _check_sum(path: Path, record: FileRecord, digests: Mapping[str, str]) -> None:
+    """Refuse a file that is not the one that was written; see `_damage`."""
+    if file_record(path) != record:
+        raise CheckpointError(_damage(path, record, digests))
 
 
 def _damage(path: Path, expected: FileRecord, digests: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from autocompress.core.errors import AutocompressError, CheckpointError, UsageError, nearest
 from autocompress.export.hook import install
-from autocompress.export.integrity import check_files
+from autocompress.export.integrity import checking
 from autocompress.export.manifest import Manifest
 from autocompress.export.modules import use_kernels
 from autocompress.kernels import require_choice
@@ -36,8 +36,8 @@ def load(
 ) -> PreTrainedModel:
     """Load a checkpoint that `autocompress export` wrote.
 
-    Every file is held to its checksum first. Nothing in the checkpoint is executed: weights are
-    safetensors, code of the repository is never run.
+    Every file is held to its checksum, the weights while they load. Nothing in the checkpoint is
+    executed: weights are safetensors, code of the repository is never run.
 
     Args:
         path: directory of the checkpoint.
@@ -61,11 +61,10 @@ def load(
         require_choice(kernels)
     directory = Path(path)
     manifest = Manifest.read(directory)
-    check_files(directory, manifest)
     loader = _auto_class(auto_class or manifest.auto_class, auto_class is not None)
     install()
     try:
-        with quiet_transformers():
+        with checking(directory, manifest), quiet_transformers():
             model, report = loader.from_pretrained(
                 directory,
                 dtype="auto" if dtype is None else dtype,

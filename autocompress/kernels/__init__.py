@@ -5,6 +5,7 @@ Importing this package imports no operator and measures nothing.
 
 from autocompress.kernels import (  # noqa: F401
     dynamic,
+    int8_groups,
     integer,
     integer_tiles,
     low_rank,

@@ -33,7 +33,7 @@ from autocompress.methods.grid import GridCoding, GridOptions
 from autocompress.methods.packing import unpack
 from autocompress.methods.slices import Slices
 
-_INT8_ROWS, _INT8_COLUMNS = 16, 32
+INT8_ROWS, INT8_COLUMNS = 16, 32
 _INT4_GROUPS = (256, 128, 64, 32)
 _INT4_ZERO = 8  # code that the operator takes for zero
 _INT4_LEVELS = 16
@@ -118,8 +118,8 @@ class Int8Weight(Kernel[Int8Rows]):
         if not has_operator("_weight_int8pack_mm", matrix.device):
             return f"torch has no _weight_int8pack_mm on {matrix.device.type}"
         o, d = matrix.shape
-        if o % _INT8_ROWS or d % _INT8_COLUMNS:  # it reads beyond the end of others, unchecked
-            return f"needs multiples of {_INT8_ROWS} outputs and {_INT8_COLUMNS} inputs: {o} x {d}"
+        if o % INT8_ROWS or d % INT8_COLUMNS:  # it reads beyond the end of others, unchecked
+            return f"needs multiples of {INT8_ROWS} outputs and {INT8_COLUMNS} inputs: {o} x {d}"
         return refuses_int8(matrix)
 
     def repack(self, tensors: Stored, matrix: Matrix) -> Int8Rows:
