@@ -24,9 +24,8 @@ from autocompress.kernels.integer import (
     INT8_COLUMNS,
     INT8_ROWS,
     grid_options,
-    slices_read_once,
+    int8_by_group,
 )
-from autocompress.methods.packing import unpack
 
 _INT4_BITS = 4
 
@@ -73,23 +72,7 @@ class Int8Groups(Kernel[Groups]):
 
     def repack(self, tensors: Stored, matrix: Matrix) -> Groups:
         """See `Kernel.repack`."""
-        options = grid_options(matrix)
-        assert options is not None  # refuses has checked
-        scales = tensors["scales"]
-        zeros = torch.full_like(scales, options.offset, dtype=torch.uint8)
-        if not options.symmetric:
-            zeros = unpack(tensors["zeros"], options.bits, scales.numel()).view(scales.shape)
-        n_groups = scales.shape[1]
-        found = scales.new_empty(
-            n_groups, matrix.shape[0], matrix.shape[1] // n_groups, dtype=torch.int8
-        )
-        for rows, codes, mask in slices_read_once(tensors, matrix):
-            # Differences fit int8, so wrapping around in uint8 arithmetic is exact.
-            integers = codes.view(len(codes), n_groups, -1).sub(zeros[rows, :, None])
-            if mask is not None:
-                integers.mul_(mask.view(integers.shape))
-            found[:, rows] = integers.view(torch.int8).transpose(0, 1)
-        return Groups(found, scales.float().t().contiguous())
+        return Groups(*int8_by_group(tensors, matrix))
 
     def held_bytes(self, state: Groups) -> int:
         """See `Kernel.held_bytes`: a byte per weight and 4 per scale."""

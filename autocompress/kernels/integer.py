@@ -76,20 +76,27 @@ def refuses_int8(matrix: Matrix) -> str:
 
 
 def int8_rows(tensors: Stored, matrix: Matrix) -> Int8Rows:
-    """Codes less their zero point, as int8; beyond them a tile of 16-bit integers is made."""
-    options, scales = grid_options(matrix), tensors["scales"].float().view(-1)
+    """A matrix of one scale per row."""
+    integers, scales = int8_by_group(tensors, matrix)
+    return Int8Rows(integers[0], scales[0])
+
+
+def int8_by_group(tensors: Stored, matrix: Matrix) -> tuple[Tensor, Tensor]:
+    """Codes less their zero point, (groups, o, width) int8, and scales, (groups, o) float32."""
+    options, scales = grid_options(matrix), tensors["scales"]
     assert options is not None  # refuses_int8 has checked
     zeros = torch.full_like(scales, options.offset, dtype=torch.uint8)
     if not options.symmetric:
-        zeros = unpack(tensors["zeros"], options.bits, len(scales))
-    found = torch.empty(matrix.shape, dtype=torch.int8, device=scales.device)
+        zeros = unpack(tensors["zeros"], options.bits, scales.numel()).view(scales.shape)
+    (o, d), n_groups = matrix.shape, scales.shape[1]
+    found = torch.empty(n_groups, o, d // n_groups, dtype=torch.int8, device=scales.device)
     for rows, codes, mask in slices_read_once(tensors, matrix):
         # Differences fit int8, so wrapping around in uint8 arithmetic is exact.
-        integers = codes.sub(zeros[rows, None]).view(torch.int8)
+        integers = codes.view(len(codes), n_groups, -1).sub(zeros[rows, :, None])
         if mask is not None:
-            integers.mul_(mask.view(torch.int8))
-        found[rows] = integers
-    return Int8Rows(found, scales)
+            integers.mul_(mask.view(integers.shape))
+        found[:, rows] = integers.view(torch.int8).transpose(0, 1)
+    return found, scales.float().t().contiguous()
 
 
 def slices_read_once(
