@@ -17,6 +17,7 @@ from autocompress.export.tensor_file import stored_bytes
 __all__ = ["MANIFEST_FILE", "FileRecord", "Manifest", "file_record", "is_export", "stored_bytes"]
 
 MANIFEST_FILE = "autocompress.json"
+_PIECE = 1 << 23  # in small ones a thread would wait for the interpreter after each
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +26,6 @@ class FileRecord:
 
     bytes: int
     sha256: str
-
-
-_PIECE = 1 << 23  # in small ones a thread would wait for the interpreter after each
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +169,12 @@ def is_export(directory: Path) -> bool:
 
 def file_record(path: Path) -> FileRecord:
     """Length and checksum of a file."""
-    found, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    size = path.stat().st_size
+    found, piece = hashlib.sha256(), memoryview(bytearray(min(size, _PIECE)))
     with path.open("rb", buffering=0) as file:
         while n_bytes := file.readinto(piece):
             found.update(piece[:n_bytes])
-    return FileRecord(path.stat().st_size, found.hexdigest())
+    return FileRecord(size, found.hexdigest())
 
 
 def _refuse_constant(name: str) -> float:

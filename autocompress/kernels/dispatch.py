@@ -123,7 +123,7 @@ class Runner:
             self._prepared[slot] = kernel.prepare(tensors, scheme, shape, dtype, device)
             if kernel.extra_bytes(self._prepared[slot]):
                 page_out(tensors.values())  # the kernel reads its own form from now on
-            trim_heap()
+                trim_heap()
         return self._prepared[slot]
 
 
