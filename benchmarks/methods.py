@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from autocompress.core import Allocation, LayerSpec, Scheme, TrialRequest
+from autocompress.core import Allocation, LayerSpec, Scheme, Stage, TrialRequest
 from autocompress.core.errors import SchemeError, UnknownNameError
 from autocompress.core.layer import BLOCKS, Place
 from autocompress.methods import (
@@ -37,12 +37,15 @@ from autocompress.methods import (
     check,
     compress,
     compress_together,
+    reader,
     shares,
     sharing_layers,
     written_numbers,
 )
 from autocompress.search import TrialContext
 from autocompress.search.run_trial import run_trial
+from autocompress.spaces.match import part_of
+from autocompress.spaces.widths import KEEP_RATIO, width_options
 from autocompress.workflows.session import EXACT_DTYPE, Session, open_session
 from autocompress.workflows.settings import SearchSettings
 
@@ -101,9 +104,23 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "svd(rank=25%)+rtn(bits=8,group_size=128)",
         "svd_llm(rank=25%)+rtn(bits=8,group_size=128)",
     ),
+    "structures": (
+        *(
+            f"{m}({units}={kept}%)"
+            for units in ("neurons", "heads")
+            for m in ("magnitude_sp", "wanda_sp", "ziplm")
+            for kept in (75, 50)
+        ),
+        "ziplm(neurons=75%)+gptq(bits=4,group_size=128)",
+        "ziplm(neurons=50%)+gptq(bits=8,group_size=128)",
+    ),
 }  # fmt: skip
 """Schemes by section; ``rank=60%`` keeps 60 % of a layer's parameters in the two factors, and
-``span=2`` shares between the layers of two adjacent blocks, ``span=all`` between those of all."""
+``span=2`` shares between the layers of two adjacent blocks, ``span=all`` between those of all;
+``neurons=75%`` narrows the feed-forward parts alone, ``heads=75%`` the attention."""
+
+_UNITS = re.compile(r"\((neurons|heads)=(\d+)%\)")
+_PARTS = {"neurons": "feed-forward", "heads": "attention"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +191,15 @@ CLAIMS = (
             ("learned levels", "kmeans(bits=2)"),
         )
     ),
+    *(
+        Claim(f"{a} beats {b} at {kept} % of the {units}", f"{m}({units}={kept}%)",
+              f"{n}({units}={kept}%)")
+        for units in ("neurons", "heads") for kept in (75, 50)
+        for a, m, b, n in (
+            ("structured OBS", "ziplm", "Wanda", "wanda_sp"),
+            ("Wanda", "wanda_sp", "magnitude", "magnitude_sp"),
+        )
+    ),
     Claim("a decoder of all blocks is no worse than one of every two",
           "autoencoder(piece=6,latents=12,span=all)", "autoencoder(piece=6,latents=12,span=2)",
           may_tie=True),
@@ -203,6 +229,16 @@ def scheme_for(text: str, layer: LayerSpec, layers: Iterable[LayerSpec]) -> Sche
         layers: all that may share; a span that reaches beyond them ends with them.
     """
     o, d = layer.out_features, layer.in_features
+    layers = tuple(layers)
+
+    def units(match: re.Match[str]) -> str:
+        method, part = text[: match.start()], _PARTS[match[1]]
+        alike = [x for x in layers if x.block == layer.block and part_of(x) == part]
+        stage = Stage.of(method, {KEEP_RATIO: int(match[2]) / 100})
+        given = width_options(stage, layer, alike, text) if layer in alike else None
+        if not given:
+            raise SchemeError(f"{layer.name} has no {match[1]} of its own.")
+        return str(Stage.of("", given))
 
     def rank(match: re.Match[str]) -> str:
         return f"rank={max(1, int(int(match[1]) / 100 * o * d / (o + d)))}"
@@ -217,15 +253,16 @@ def scheme_for(text: str, layer: LayerSpec, layers: Iterable[LayerSpec]) -> Sche
         start = alike.index(here.number) // width * width
         return f"{BLOCKS}={written_numbers(alike[start : start + width])}"
 
-    return Scheme.parse(re.sub(r"span=(\w+)", blocks, re.sub(r"rank=(\d+)%", rank, text)))
+    ranked = re.sub(r"span=(\w+)", blocks, re.sub(r"rank=(\d+)%", rank, text))
+    return Scheme.parse(_UNITS.sub(units, ranked))
 
 
 def allocation_of(text: str, layers: Iterable[LayerSpec]) -> tuple[Allocation, str]:
     """One scheme for all layers that take it, and why others do not (the first reason)."""
     schemes, refusal, layers = {}, "", tuple(layers)
     for layer in layers:
-        scheme = scheme_for(text, layer, layers)
         try:
+            scheme = scheme_for(text, layer, layers)
             check(layer, scheme)
         except UnknownNameError:
             raise
@@ -357,6 +394,15 @@ class Bench:
         count = max(1, len(losses) - 1)
         return round(sum(losses) / count, 6), round(seconds / count, 4)
 
+    def _reader(self, name: str, scheme: Scheme) -> LayerProblem | None:
+        """The layer that chooses which outputs go."""
+        by = reader(name, scheme)
+        if by is None:
+            return None
+        layer = self.session.base.layout.layer(by)
+        statistics = self.session.searched_curvature.statistics(layer)
+        return LayerProblem(self.session.weights[by], statistics)
+
     def _timed_together(self, names: Sequence[str], scheme: Scheme) -> tuple[list[float], float]:
         """Losses of layers that are compressed together, and the seconds that all took."""
         layers = [self.session.base.layout.layer(name) for name in names]
@@ -366,7 +412,9 @@ class Bench:
         if shares(scheme):
             packed = compress_together(weights, scheme, found)
         else:
-            packed = (compress(weights[0], scheme, found[0]),)
+            packed = (
+                compress(weights[0], scheme, found[0], reader=self._reader(names[0], scheme)),
+            )
         dense = [one.to_dense() for one in packed]
         float(dense[-1][0, 0])  # waits for the device
         seconds = time.perf_counter() - started

@@ -38,6 +38,7 @@ SECTIONS = {
     "factors": "Low rank, by the share of parameters that the factors keep",
     "compositions": "Compositions",
     "sharing": "Layers that share",
+    "structures": "Fewer neurons or heads",
 }
 TRIALS = ("25", "50", "100", "300", "2000")
 

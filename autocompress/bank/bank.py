@@ -374,8 +374,9 @@ class Bank:
 
     def _build(self, layer: LayerSpec, scheme: Scheme) -> CompressedWeight:
         weight = self._weights[layer.name]
-        problem = self._problem(layer, needs(scheme))
-        return compress(weight, scheme, problem.statistics, problem=problem)
+        problem, read = self._problem(layer, needs(scheme)), self._keys.reader(layer, scheme)
+        reader = None if read is None else self._problem(read, needs(scheme))
+        return compress(weight, scheme, problem.statistics, problem=problem, reader=reader)
 
     def _problem(self, layer: LayerSpec, need: Needs) -> LayerProblem:
         uses_statistics = need is not Needs.NONE

@@ -10,7 +10,7 @@ from torch import Tensor
 from autocompress.bank.code import code_digest
 from autocompress.bank.entries import FORMAT_VERSION, checksum
 from autocompress.core import LayerSpec, Scheme, digest
-from autocompress.methods import LayerStatistics, Needs, needs, sharing_layers
+from autocompress.methods import LayerStatistics, Needs, needs, reader, sharing_layers
 
 
 class Layers(Protocol):
@@ -24,7 +24,8 @@ class Layers(Protocol):
 class Keys:
     """Keys of entries: digests of weights, statistics (if a scheme uses them), scheme and code.
 
-    Where layers share, the weights and statistics of all of them, and the place of the layer.
+    Where layers share, the weights and statistics of all of them, and the place of the layer; where
+    outputs of a layer go, the weight and statistics of the one that reads them.
 
     Args:
         layout: the model's layers.
@@ -46,11 +47,12 @@ class Keys:
 
     def key(self, layer: LayerSpec, scheme: Scheme) -> str:
         """Of a layer under a canonical scheme."""
-        sharing = self.sharing(layer, scheme)
-        weights = map(self._weight_digest, sharing)
+        sharing, read = self.sharing(layer, scheme), self.reader(layer, scheme)
+        made_of = sharing if read is None else [*sharing, read]
+        weights = map(self._weight_digest, made_of)
         parts = [FORMAT_VERSION, code_digest(scheme), *weights, str(scheme)]
         if needs(scheme) is not Needs.NONE:
-            parts += map(self._statistics_digest, sharing)
+            parts += map(self._statistics_digest, made_of)
         if len(sharing) > 1:
             parts.append(str(sharing.index(layer)))
         return digest(parts)
@@ -67,6 +69,11 @@ class Keys:
         """The layers that are compressed together with one; it alone if it does not share."""
         names = sharing_layers(layer.name, scheme)
         return [layer] if names == (layer.name,) else list(map(self._layout.layer, names))
+
+    def reader(self, layer: LayerSpec, scheme: Scheme) -> LayerSpec | None:
+        """The layer that chooses which outputs of `layer` go; None if none go."""
+        name = reader(layer.name, scheme)
+        return None if name is None else self._layout.layer(name)
 
     def _statistics_digest(self, layer: LayerSpec) -> str:
         if layer.name not in self._statistics_digests:

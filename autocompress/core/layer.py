@@ -22,6 +22,9 @@ Among = Literal["blocks", "experts"]
 BLOCKS: Among = "blocks"
 EXPERTS: Among = "experts"
 
+_IF_ANY = ("expert", "heads")
+"""Left out of the JSON of a layer where there is none."""
+
 DTYPE_BYTES: dict[str, int] = {
     "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2,
     "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
@@ -107,6 +110,8 @@ class LayerSpec:
             of an expert the share of the tokens that are sent to it.
         aliases: names of other modules that hold this very tensor (a head tied to the embedding).
         expert: which expert of a mixture the layer is a part of; None if of none.
+        heads: heads that the outputs of a query, key or value, or the inputs of an attention's
+            output, are made of; None if it is none of these, or the model does not say.
     """
 
     name: str
@@ -120,6 +125,7 @@ class LayerSpec:
     macs_per_token: int
     aliases: tuple[str, ...] = ()
     expert: ExpertOf | None = None
+    heads: int | None = None
 
     @property
     def place(self) -> Place | None:
@@ -139,8 +145,9 @@ class LayerSpec:
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back to an equal value."""
         data = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        expert = data.pop("expert")
-        return data if expert is None else data | {"expert": asdict(expert)}
+        if data["expert"] is not None:
+            data["expert"] = asdict(data["expert"])
+        return {name: value for name, value in data.items() if name not in _IF_ANY or value}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> LayerSpec:

@@ -62,7 +62,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """Stages in the order share, transform, factorize, sparsify, quantize, residual, inputs.
+    """Stages in the order share, width, transform, factorize, sparsify, quantize, residual, inputs.
 
     The empty scheme, written ``base``, leaves the layer as it is.
     """

@@ -1,6 +1,7 @@
 """Dense checkpoints: decoded weights that any tool loads.
 
-Compression is simulated, at full size; only blocks of which nothing is left are really gone.
+Compression is simulated, at full size; only what nothing is left of is really gone: blocks, and
+neurons and heads that all blocks can spare.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from autocompress.core import Allocation
 from autocompress.core.errors import UsageError
 from autocompress.export.directory import new_directory
 from autocompress.export.manifest import Manifest
+from autocompress.export.narrower import narrow
 from autocompress.export.shorter import shortened
 from autocompress.export.writing import finish, require_bytes, shallow_copy
 from autocompress.methods import rounds_inputs
@@ -34,7 +36,8 @@ def write_dense(
     """Write a plain transformers checkpoint that stock tools load without this package.
 
     It computes what the compressed model computes and weighs what the base model weighs, less the
-    blocks of which nothing is left; the manifest says ``simulated`` and gives the dense bytes.
+    blocks of which nothing is left and the neurons and heads that all blocks can spare; the
+    manifest says ``simulated`` and gives the dense bytes.
 
     Args:
         base: model that was compressed; it is not changed.
@@ -60,13 +63,11 @@ def write_dense(
         )
     model = shallow_copy(base.module)
     with new_directory(out) as directory:
-        with (
-            quiet_transformers(),
-            overridden(model, base.layout, weights),
-            shortened(model, base.layout, allocation, base.auto_class) as gone,
-        ):
-            stack_experts(model)
-            model.save_pretrained(directory)
+        with quiet_transformers(), overridden(model, base.layout, weights):
+            cut = narrow(model, base.layout)
+            with shortened(model, base.layout, allocation, base.auto_class) as gone:
+                stack_experts(model)
+                model.save_pretrained(directory)
         manifest = finish(
             directory,
             base,
@@ -75,6 +76,6 @@ def write_dense(
             checkpoint_format="dense",
             notes={},
         )
-        whole = "the base model, without the blocks that are gone, weighs"
-        require_bytes(manifest.storage_bytes, base.layout.base_bytes - gone, whole)
+        whole = "the base model, without what is gone, weighs"
+        require_bytes(manifest.storage_bytes, base.layout.base_bytes - cut - gone, whole)
     return manifest

@@ -161,7 +161,7 @@ def float_bytes(values: Tensor, ggml: str) -> Bytes:
 
 def _stage_refusal(ready: Plan) -> str:
     stages = {
-        "shared matrix": ready.share, "transform": ready.transform,
+        "shared matrix": ready.share, "width": ready.width, "transform": ready.transform,
         "factorization": ready.factorize, "residual": ready.residual,
         "rounding of inputs": ready.inputs,
     }  # fmt: skip

@@ -77,7 +77,7 @@ def refusal(shape: tuple[int, int], dtype: str, scheme: Scheme) -> str:
     """
     ready = plan(scheme)
     stages = {
-        "shared matrix": ready.sharing, "transform": ready.transform,
+        "shared matrix": ready.sharing, "width": ready.width, "transform": ready.transform,
         "residual": ready.residual, "rounding of inputs": ready.inputs,
     }  # fmt: skip
     present = next((name for name, step in stages.items() if step is not None), None)

@@ -105,6 +105,8 @@ class Kernel(ABC, Generic[StateT]):
         ready = plan(scheme)
         if ready.residual is not None and not self.takes_residuals:
             return "the scheme stores part of the weight apart (residual)"
+        if ready.width is not None:
+            return "the scheme changes the width of the layer: a kernel runs what is left of it"
         if ready.coding is not None and not ready.coding.stores_codes and not self.takes_residuals:
             return "the scheme stores nothing"
         return self.refuses(Matrix(ready, shape, dtype, device))

@@ -21,6 +21,7 @@ from autocompress.kernels.paging import page_out, trim_heap
 from autocompress.kernels.table import table_of
 from autocompress.kernels.timing import seconds_of
 from autocompress.methods.schemes import plan
+from autocompress.methods.storage import WIDTH, under
 
 AUTO, REFERENCE = "auto", "reference"
 _BUCKETS = (1, 4, 16, 64, 256)
@@ -60,7 +61,9 @@ def candidates(
 class Runner:
     """Runs one layer on the best kernels; remembers them and what they prepared.
 
-    A copy starts afresh: what is prepared belongs to tensors and a device.
+    A layer of another width than the base model's is run as the smaller layer that is left: inputs
+    that are gone are not multiplied, outputs that are gone are zero. A copy starts afresh: what is
+    prepared belongs to tensors and a device.
     """
 
     def __init__(
@@ -71,23 +74,44 @@ class Runner:
         device: torch.device,
         choice: str = AUTO,
     ) -> None:
-        self._layer = (shape, scheme, dtype, device)
+        ready = plan(scheme)
+        self._given = (scheme, shape, dtype, device)
+        self._layer = (ready.narrow(shape), ready.inside.scheme, dtype, device)
+        self._width = ready.width
+        self._left: Tensor | None = None
         self._choice = require_choice(choice)
         self._chosen: dict[int, Kernel[Any]] = {}
         self._prepared: dict[str, Prepared] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Runner:
-        shape, scheme, dtype, device = self._layer
-        return Runner(scheme, shape, dtype, device, self._choice)
+        return Runner(*self._given, self._choice)
 
     def __reduce__(self) -> tuple[type[Runner], tuple[Any, ...]]:
-        shape, scheme, dtype, device = self._layer
-        return Runner, (scheme, shape, dtype, device, self._choice)
+        return Runner, (*self._given, self._choice)
 
     def __call__(self, tensors: Stored, rows: Tensor) -> Tensor:
         """``x Wᵀ`` of rows (n, d); `tensors` are the same on every call."""
+        if self._width is None:
+            return self._product(tensors, rows)
+        left = self._indices(tensors)
+        if not self._width.options.cuts_outputs:
+            return self._product(tensors, rows[:, left])
+        found = self._product(tensors, rows)
+        return found.new_zeros(len(found), self._given[1][0]).index_copy_(1, left, found)
+
+    def _product(self, tensors: Stored, rows: Tensor) -> Tensor:
         kernel = self.kernel_for(tensors, len(rows))
         return kernel.apply(rows, self._ready(kernel, tensors))
+
+    def _indices(self, tensors: Stored) -> Tensor:
+        """Inputs, or outputs, that are left."""
+        if self._left is None:
+            step, (o, d) = self._width, self._given[1]
+            assert step is not None  # the caller has checked
+            size = o if step.options.cuts_outputs else d
+            left = step.method.left(under(WIDTH, tensors), size, step.options)
+            self._left = left.to(self._given[3])
+        return self._left
 
     @property
     def chosen(self) -> Mapping[int, str]:
@@ -172,6 +196,12 @@ def entry_key(shape: tuple[int, int], scheme: Scheme, dtype: torch.dtype, n_toke
 def signature(shape: tuple[int, int], scheme: Scheme) -> str:
     """What decides about speed: how the matrices are coded, and what is done to the inputs."""
     ready, parts = plan(scheme), []
+    if ready.width is not None:
+        kept, what = (
+            ready.width.options,
+            "outputs" if ready.width.options.cuts_outputs else "inputs",
+        )
+        parts.append(f"{kept.keep} of {kept.of} {what}")
     if ready.transform is not None:
         parts.append(repr(ready.transform.options))
     for prefix, matrix in ready.matrices(shape).items():

@@ -15,8 +15,9 @@ from autocompress.kernels.dispatch import bucket, candidates, measured
 from autocompress.methods.compress import compress, footprint
 from autocompress.methods.packing import pack
 from autocompress.methods.problem import LayerStatistics
-from autocompress.methods.schemes import Plan, check, plan
+from autocompress.methods.schemes import Plan, check, narrowed_layer, plan
 from autocompress.methods.sparsity import keep_highest, keep_pattern
+from autocompress.methods.storage import WIDTH
 from autocompress.methods.subgroup import BandCoding
 
 
@@ -53,9 +54,11 @@ def times(
     if n_tokens < 1:
         raise UsageError(f"n_tokens must be at least 1, but got {n_tokens}.")
     place = torch.device(device)
+    check(layer_of(shape, dtype), scheme)
+    ready = plan(scheme)
+    shape, scheme = ready.narrow(shape), ready.inside.scheme
     names = {kernel.name for kernel in candidates(shape, scheme, dtype, place)}
     layer = layer_of(shape, dtype)
-    check(layer, scheme)
 
     def tensors() -> dict[str, Tensor]:
         return {n: t.to(place) for n, t in random_tensors(layer, scheme).items()}
@@ -70,6 +73,11 @@ def random_tensors(layer: LayerSpec, scheme: Scheme) -> dict[str, Tensor]:
     Except where what is stored must add up (sub-groups, residuals): those layers are compressed.
     """
     ready = plan(scheme)
+    if ready.width is not None:
+        options = ready.width.options
+        kept = torch.arange(options.of) < options.keep
+        inside = random_tensors(narrowed_layer(layer, ready), ready.inside.scheme)
+        return {f"{WIDTH}kept": pack(kept.view(torch.uint8), 1), **inside}
     whole = (layer.out_features, layer.in_features)
     generator = torch.Generator().manual_seed(0)
     if ready.residual is not None or isinstance(ready.coding, BandCoding):
@@ -107,7 +115,7 @@ def _mask(ready: Plan, shape: tuple[int, int], generator: torch.Generator) -> Te
 def layer_of(shape: tuple[int, int], dtype: torch.dtype) -> LayerSpec:
     """A linear layer of `shape` (o, d) that is stored in `dtype`."""
     return LayerSpec(
-        name="layer",
+        name="layers.0",  # of a block, so that it can take any scheme
         role="other",
         block=None,
         out_features=shape[0],

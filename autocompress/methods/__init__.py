@@ -22,6 +22,7 @@ from autocompress.methods import (  # noqa: F401
     kmeans,
     lq_lora,
     magnitude,
+    magnitude_sp,
     merged,
     mxfp4,
     nf4,
@@ -39,6 +40,8 @@ from autocompress.methods import (  # noqa: F401
     ternary,
     tied,
     wanda,
+    wanda_sp,
+    ziplm,
 )
 from autocompress.methods.base import (
     METHODS,
@@ -60,6 +63,7 @@ from autocompress.methods.compress import (
     decode,
     decode_rows,
     footprint,
+    unread_rows,
 )
 from autocompress.methods.inputs import InputMap, input_errors, input_map
 from autocompress.methods.problem import LayerProblem, LayerStatistics
@@ -70,6 +74,7 @@ from autocompress.methods.schemes import (
     is_shared,
     needs,
     own_tensors,
+    reader,
     require_whole,
     rounds_inputs,
     shares,
@@ -80,6 +85,7 @@ from autocompress.methods.soundness import damage_of
 from autocompress.methods.strongest import strongest
 from autocompress.methods.together import compress_together
 from autocompress.methods.tuning import Tunable, is_tunable
+from autocompress.methods.width import Width
 
 __all__ = [
     "METHODS",
@@ -102,6 +108,7 @@ __all__ = [
     "StageKind",
     "Transform",
     "Tunable",
+    "Width",
     "canonical",
     "check",
     "compress",
@@ -117,10 +124,12 @@ __all__ = [
     "is_tunable",
     "needs",
     "own_tensors",
+    "reader",
     "require_whole",
     "rounds_inputs",
     "shares",
     "sharing_layers",
     "strongest",
+    "unread_rows",
     "written_numbers",
 ]

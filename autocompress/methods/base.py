@@ -54,12 +54,13 @@ class StageKind(IntEnum):
     """What a stage does; the stages of a scheme come in this order, at most one of each kind."""
 
     SHARE = 0
-    TRANSFORM = 1
-    FACTORIZE = 2
-    SPARSIFY = 3
-    QUANTIZE = 4
-    RESIDUAL = 5
-    INPUTS = 6
+    WIDTH = 1
+    TRANSFORM = 2
+    FACTORIZE = 3
+    SPARSIFY = 4
+    QUANTIZE = 5
+    RESIDUAL = 6
+    INPUTS = 7
 
 
 OptionsT = TypeVar("OptionsT")

@@ -1,10 +1,10 @@
 """Compress a layer by a scheme, know its size from shapes, and get the matrix back.
 
-Stages compose as transform, factorize, sparsify, quantize, residual. Factors A (o, r) and B (r, d)
-are each sparsified and quantized like a layer of their own: B sees the layer's inputs, so H is its
-own; A sees what the compressed B puts out, so its statistics are ``B H B^T``, exactly. A transform
-gives all stages after it another basis of the inputs; a residual gives those before it another
-target.
+Stages compose as width, transform, factorize, sparsify, quantize, residual. Factors A (o, r) and
+B (r, d) are each sparsified and quantized like a layer of their own: B sees the layer's inputs, so
+H is its own; A sees what the compressed B puts out, so its statistics are ``B H B^T``, exactly. A
+transform gives all stages after it another basis of the inputs; a residual gives those before it
+another target. A change of width gives all the others a smaller layer.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from autocompress.core.footprint import Footprint
 from autocompress.core.layer import LayerSpec
 from autocompress.core.scheme import Scheme
 from autocompress.methods.problem import LayerProblem, LayerStatistics
-from autocompress.methods.schemes import Plan, check, own_tensors, plan
+from autocompress.methods.schemes import Plan, check, narrowed_layer, own_tensors, plan
 from autocompress.methods.slices import decode_matrix
-from autocompress.methods.storage import RESIDUAL, TRANSFORM, under
+from autocompress.methods.storage import RESIDUAL, TRANSFORM, WIDTH, under
 
 _REFIT_DAMPING = 1e-4  # share of the mean diagonal
 
@@ -61,6 +61,7 @@ def compress(
     statistics: LayerStatistics,
     *,
     problem: LayerProblem | None = None,
+    reader: LayerProblem | None = None,
 ) -> CompressedWeight:
     """Compress `weight` by `scheme`; `weight` is not written, and repeats are equal bit for bit.
 
@@ -70,9 +71,12 @@ def compress(
         statistics: of the layer's input; `LayerStatistics.none()` if there are none.
         problem: of this very weight and statistics, if the caller compresses the layer by several
             schemes and wants them to share decompositions.
+        reader: of the layer that says which of this one's outputs go, where the scheme removes
+            some; see `reader`.
 
     Raises:
-        SchemeError: the scheme is malformed or shares with other layers, or shapes do not fit.
+        SchemeError: the scheme is malformed or shares with other layers, shapes do not fit, or it
+            needs a reader and has none.
         ModelError: weight or statistics are not finite.
     """
     ready = plan(scheme)
@@ -83,12 +87,27 @@ def compress(
         )
     problem = problem or LayerProblem(weight, statistics)
     o, d = problem.weight.shape
-    tensors, notes = _compress_in_basis(problem, ready, weight, weight.dtype)
+    if ready.width is None:
+        tensors, notes = _compress_in_basis(problem, ready, weight, weight.dtype)
+    else:
+        tensors, notes = _compress_narrow(problem, ready, weight, reader)
     return CompressedWeight((o, d), weight.dtype, ready.scheme, tensors, notes)
 
 
 Found = tuple[dict[str, Tensor], tuple[str, ...]]
 """Tensors to store, and notes."""
+
+
+def _compress_narrow(
+    problem: LayerProblem, ready: Plan, weight: Tensor, reader: LayerProblem | None
+) -> Found:
+    """Neurons or heads go, then the rest of the scheme on what is left."""
+    assert ready.width is not None  # the caller has checked
+    step = ready.width
+    found = step.method.narrowed(problem, weight, step.options, reader)
+    tensors, more = _compress_in_basis(found.problem, ready.inside, found.exact, weight.dtype)
+    stored = {f"{WIDTH}{name}": tensor for name, tensor in found.stored.items()}
+    return stored | tensors, (*found.notes, *more)
 
 
 def _compress_in_basis(
@@ -220,6 +239,11 @@ def footprint(layer: LayerSpec, scheme: Scheme) -> Footprint:
     """
     check(layer, scheme)
     ready = plan(scheme)
+    if ready.width is not None:
+        inside = footprint(narrowed_layer(layer, ready), ready.inside.scheme)
+        kept = ready.width.method.layout(ready.width.options)
+        stored = {f"{WIDTH}{name}": layout for name, layout in kept.items()}
+        return Footprint({**stored, **inside.tensors}, inside.macs_per_token)
     whole = (layer.out_features, layer.in_features)
     tensors = {
         f"{prefix}{name}": layout
@@ -255,6 +279,10 @@ def decode(
     Plain values of that dtype come back without a copy: do not write to the result.
     """
     ready = plan(scheme)
+    if ready.width is not None:
+        narrow = decode(tensors, ready.inside.scheme, ready.narrow(shape), dtype)
+        step = ready.width
+        return step.method.widened(narrow, under(WIDTH, tensors), shape, step.options)
     if ready.transform is None and ready.residual is None:
         return decode_main(tensors, ready, shape, dtype)
     matrix = _decode_parts(tensors, ready, shape)
@@ -271,10 +299,10 @@ def decode_rows(
     """Rows of the matrix, (len(rows), d): what an embedding looks up, without the rest.
 
     Equal to ``decode(...)[rows]``; for matrix products up to rounding. A layout in which rows do
-    not start on a byte, or that has a mask or a residual, is decoded as a whole.
+    not start on a byte, or that has a mask, a residual or another width, is decoded as a whole.
     """
     ready = plan(scheme)
-    if ready.residual is not None:
+    if ready.residual is not None or ready.width is not None:
         return decode(tensors, scheme, shape, dtype)[rows]
     if ready.rank is None:
         found = ready.storage(shape).decode_rows(tensors, rows)
@@ -283,6 +311,17 @@ def decode_rows(
         outer = storage["a."].decode_rows(tensors, rows, "a.")
         found = outer.float() @ storage["b."].decode(tensors, "b.").float()
     return _undone(found, tensors, ready).to(dtype)
+
+
+def unread_rows(
+    tensors: Mapping[str, Tensor], scheme: Scheme, shape: tuple[int, int]
+) -> Tensor | None:
+    """(o,) bool, True at outputs that are gone because nothing reads them; None if all are read."""
+    step = plan(scheme).width
+    if step is None or not step.options.cuts_outputs:
+        return None
+    left = step.method.left(under(WIDTH, tensors), shape[0], step.options)
+    return torch.ones(shape[0], dtype=torch.bool).to(left.device).index_fill_(0, left, False)
 
 
 def _decode_parts(tensors: Mapping[str, Tensor], ready: Plan, shape: tuple[int, int]) -> Tensor:

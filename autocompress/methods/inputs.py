@@ -13,8 +13,8 @@ from torch import Tensor
 
 from autocompress.core.scheme import Scheme
 from autocompress.methods.problem import LayerProblem, LayerStatistics
-from autocompress.methods.schemes import plan
-from autocompress.methods.storage import RESIDUAL, TRANSFORM, under
+from autocompress.methods.schemes import Plan, plan
+from autocompress.methods.storage import RESIDUAL, TRANSFORM, WIDTH, under
 
 InputMap = Callable[[Tensor], Tensor]
 """Inputs (..., d) to what the layer computes with, in the same dtype."""
@@ -30,6 +30,8 @@ def input_map(tensors: Mapping[str, Tensor], scheme: Scheme) -> InputMap | None:
     ready = plan(scheme)
     if ready.inputs is None:
         return None
+    if ready.width is not None:
+        return _narrow_map(tensors, ready)
     rounding, transform, residual = ready.inputs, ready.transform, ready.residual
     moved, part = under(TRANSFORM, tensors), under(RESIDUAL, tensors)
     exact = None if residual is None else residual.method.exact_inputs(part, residual.options)
@@ -51,6 +53,22 @@ def input_map(tensors: Mapping[str, Tensor], scheme: Scheme) -> InputMap | None:
     return mapped
 
 
+def _narrow_map(tensors: Mapping[str, Tensor], ready: Plan) -> InputMap | None:
+    """The inputs that are left are rounded without regard to those that are gone."""
+    inside = input_map(tensors, ready.inside.scheme)
+    assert ready.width is not None  # the caller has checked
+    step = ready.width
+    if inside is None or step.options.cuts_outputs:
+        return inside
+
+    def mapped(inputs: Tensor) -> Tensor:
+        left = step.method.left(under(WIDTH, tensors), inputs.shape[-1], step.options)
+        left = left.to(inputs.device)
+        return inputs.index_copy(inputs.ndim - 1, left, inside(inputs[..., left]))
+
+    return mapped
+
+
 def input_errors(
     dense: Tensor, hessian: Tensor, tensors: Mapping[str, Tensor], scheme: Scheme
 ) -> Tensor | None:
@@ -67,6 +85,12 @@ def input_errors(
     ready = plan(scheme)
     if ready.inputs is None:
         return None
+    if ready.width is not None and not ready.width.options.cuts_outputs:
+        step = ready.width
+        left = step.method.left(under(WIDTH, tensors), dense.shape[1], step.options)
+        left = left.to(dense.device)
+        part = hessian[left][:, left]
+        return input_errors(dense[:, left], part, tensors, ready.inside.scheme)
     rounding, transform, residual = ready.inputs, ready.transform, ready.residual
     if transform is not None:
         moved, options = under(TRANSFORM, tensors), transform.options

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, Generic, TypeVar
 
@@ -25,6 +25,7 @@ from autocompress.methods.base import (
 from autocompress.methods.coding import Coding
 from autocompress.methods.sharing import Sharing, Tie, names_of, read_numbers
 from autocompress.methods.storage import RESIDUAL, MatrixStorage
+from autocompress.methods.width import Width, reader_of
 
 MethodT = TypeVar("MethodT", bound=Method[Any])
 T = TypeVar("T")
@@ -46,6 +47,7 @@ class Plan:
 
     scheme: Scheme
     share: Step[Tie[Any]] | None = None
+    width: Step[Width] | None = None
     transform: Step[Transform[Any]] | None = None
     factorize: Step[Factorizer[Any]] | None = None
     sparsify: Step[Sparsifier[Any]] | None = None
@@ -56,8 +58,19 @@ class Plan:
     @property
     def steps(self) -> tuple[Step[Any], ...]:
         """The steps that the scheme has, in order."""
-        main = (self.share, self.transform, self.factorize, self.sparsify, self.quantize)
-        return tuple(step for step in (*main, self.residual, self.inputs) if step is not None)
+        first = (self.share, self.width, self.transform, self.factorize)
+        last = (self.sparsify, self.quantize, self.residual, self.inputs)
+        return tuple(step for step in (*first, *last) if step is not None)
+
+    @cached_property
+    def inside(self) -> Plan:
+        """What follows the change of width, which sees a smaller layer."""
+        return self if self.width is None else plan(Scheme(self.scheme.stages[1:]))
+
+    def narrow(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Shape of that smaller layer."""
+        step = self.width
+        return shape if step is None else step.method.narrow(shape, step.options)
 
     @cached_property
     def sharing(self) -> Step[Any] | None:
@@ -90,9 +103,10 @@ class Plan:
 
     def matrices(self, shape: tuple[int, int]) -> dict[str, tuple[int, int]]:
         """Shape of each matrix that is sparsified and quantized, by the prefix of its tensors."""
+        o, d = self.narrow(shape)
         if self.rank is None:
-            return {"": shape}
-        return {"a.": (shape[0], self.rank), "b.": (self.rank, shape[1])}
+            return {"": (o, d)}
+        return {"a.": (o, self.rank), "b.": (self.rank, d)}
 
     def storage(self, shape: tuple[int, int]) -> MatrixStorage:
         """How one of those matrices lies in a file."""
@@ -138,6 +152,25 @@ def drops(scheme: Scheme) -> bool:
     """True if `scheme` leaves nothing of a layer."""
     coding = plan(scheme).coding
     return coding is not None and not coding.stores_codes
+
+
+def reader(name: str, scheme: Scheme) -> str | None:
+    """Name of the layer that chooses which outputs of the layer `name` go; None if none go.
+
+    Raises:
+        SchemeError: the name holds no number of a block.
+    """
+    step = plan(scheme).width
+    if step is None or not step.options.cuts_outputs:
+        return None
+    return reader_of(name, step.options)
+
+
+def narrowed_layer(layer: LayerSpec, ready: Plan) -> LayerSpec:
+    """The smaller layer that the stages after a change of width see."""
+    o, d = ready.narrow((layer.out_features, layer.in_features))
+    macs = layer.macs_per_token * o * d // layer.n_weights
+    return replace(layer, out_features=o, in_features=d, macs_per_token=macs)
 
 
 def sharing_layers(name: str, scheme: Scheme) -> tuple[str, ...]:
@@ -191,6 +224,10 @@ def check(layer: LayerSpec, scheme: Scheme) -> None:
         ready = plan(scheme)
     except SchemeError as error:
         raise SchemeError(f"Layer {layer.name}: {error}") from None
+    if ready.width is not None:
+        _check_width(layer, ready, ready.width)
+        check(narrowed_layer(layer, ready), ready.inside.scheme)
+        return
     n_layers = len(sharing_layers(layer.name, scheme))
     if ready.rank is not None:
         stacked = ready.share is None  # else one matrix stands for all
@@ -207,6 +244,18 @@ def check(layer: LayerSpec, scheme: Scheme) -> None:
             reason = step.method.refusal(shape, step.options)
             if reason:
                 raise SchemeError(f"Layer {layer.name} ({shape[0]} x {shape[1]}): {reason}")
+
+
+def _check_width(layer: LayerSpec, ready: Plan, step: Step[Width]) -> None:
+    shape = layer.out_features, layer.in_features
+    reason = step.method.refusal(shape, step.options)
+    if layer.kind == "embedding":
+        reason = (
+            f"it is an embedding, which has no width inside. Leave {ready.scheme.stages[0]} out."
+        )
+    if reason:
+        raise SchemeError(f"Layer {layer.name} ({shape[0]} x {shape[1]}): {reason}")
+    reader(layer.name, ready.scheme)
 
 
 def _check_rank(layer: LayerSpec, scheme: Scheme, rank: int, n_layers: int) -> None:
@@ -238,6 +287,7 @@ def plan(scheme: Scheme) -> Plan:
     ready = Plan(
         Scheme(stages),
         share=next((Step(m, o) for m, o in steps if isinstance(m, Tie)), None),
+        width=next((Step(m, o) for m, o in steps if isinstance(m, Width)), None),
         transform=next((Step(m, o) for m, o in steps if isinstance(m, Transform)), None),
         factorize=next((Step(m, o) for m, o in steps if isinstance(m, Factorizer)), None),
         sparsify=next((Step(m, o) for m, o in steps if isinstance(m, Sparsifier)), None),
@@ -265,6 +315,11 @@ def _check_sharing(ready: Plan) -> None:
                 f"{names[StageKind.QUANTIZE]} quantizes layers that share, as they are, so it "
                 f"cannot follow {first} (in {ready.scheme}). Leave one of the two out."
             )
+    if ready.width is not None:
+        raise SchemeError(
+            f"{names[StageKind.WIDTH]} makes each layer another shape, so it cannot go with "
+            f"{sharing}, which layers share (in {ready.scheme}). Leave one of the two out."
+        )
     if ready.transform is not None:
         raise SchemeError(
             f"{names[StageKind.TRANSFORM]} gives each layer a basis of its own, so it cannot "

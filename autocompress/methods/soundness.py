@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from autocompress.core.scheme import Scheme
 from autocompress.methods.coding import Damage, Stored, is_finite
 from autocompress.methods.schemes import Plan, plan
-from autocompress.methods.storage import RESIDUAL, TRANSFORM, under
+from autocompress.methods.storage import RESIDUAL, TRANSFORM, WIDTH, under
 
 
 def damage_of(tensors: Stored, scheme: Scheme, shape: tuple[int, int]) -> Damage | None:
@@ -29,6 +29,13 @@ def _damages(tensors: Stored, ready: Plan, shape: tuple[int, int]) -> Iterator[D
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not is_finite(tensor):
             yield Damage(name, "must be finite, but holds NaN or infinity")
+    if ready.width is not None and tensors:
+        bits = ready.width.method.damage(under(WIDTH, tensors), ready.width.options)
+        yield from () if bits is None else (bits.under(WIDTH),)
+    yield from _of_codes(tensors, ready.inside, ready.narrow(shape))
+
+
+def _of_codes(tensors: Stored, ready: Plan, shape: tuple[int, int]) -> Iterator[Damage]:
     for prefix, matrix in ready.matrices(shape).items():
         found = ready.storage(matrix).damage(under(prefix, tensors))
         if found is not None:

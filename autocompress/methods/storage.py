@@ -20,7 +20,7 @@ from autocompress.methods.coding import Coding, Damage, Quantized, Stored
 from autocompress.methods.packing import pack, packed_bytes, unpack
 
 _PACKED, _MASK, _VALUES = "packed", "mask", "values"
-TRANSFORM, RESIDUAL = "t.", "r."
+WIDTH, TRANSFORM, RESIDUAL = "w.", "t.", "r."
 """Prefixes of what those stages store."""
 
 

@@ -28,7 +28,8 @@ _TINY = 1e-30
 def is_tunable(scheme: Scheme) -> bool:
     """True if layers under `scheme` are one matrix of codes on an integer grid."""
     ready = plan(scheme)
-    return ready.rank is None and isinstance(ready.coding, GridCoding)
+    whole = ready.rank is None and ready.width is None
+    return whole and isinstance(ready.coding, GridCoding)
 
 
 class Tunable:

@@ -52,6 +52,15 @@ _SIBLINGS: Mapping[Role, str] = {
 }  # fmt: skip
 
 
+_HEAD_WIDTHS = ("head_dim", "attention_head_size", "key_value_proj_dim", "dim_per_head", "d_kv")
+"""What modules of attention call the width of a head."""
+_BY_HEADS: Mapping[Role, str] = {
+    "query": "out", "key": "out", "value": "out", "output": "in",
+    "cross_query": "out", "cross_key": "out", "cross_value": "out", "cross_output": "in",
+}  # fmt: skip
+"""Which side of a layer is made of heads."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelLayout:
     """The compressible layers of a model and the bytes of all the rest.
@@ -237,7 +246,24 @@ def _layer(
         macs_per_token=macs if linears else 0,
         aliases=holders[1:],
         expert=expert,
+        heads=None if block is None else _heads(module, name, role, blocks[block], (rows, columns)),
     )
+
+
+def _heads(
+    module: nn.Module, name: str, role: Role, block: str, shape: tuple[int, int]
+) -> int | None:
+    """See `LayerSpec.heads`: the nearest module around the layer that knows the width decides."""
+    if role not in _BY_HEADS:
+        return None
+    size, holder = shape[0 if _BY_HEADS[role] == "out" else 1], name
+    while holder != block:
+        holder = holder.rpartition(".")[0]
+        for child in module.get_submodule(holder).modules():
+            width = next((getattr(child, n) for n in _HEAD_WIDTHS if hasattr(child, n)), None)
+            if isinstance(width, int) and width > 0 and size % width == 0:
+                return size // width
+    return None
 
 
 def _role(module: nn.Module, name: str, kind: Kind, in_block: str | None) -> Role:

@@ -30,23 +30,21 @@ from autocompress.methods import (
     decode,
     drops,
     input_errors,
+    unread_rows,
 )
 from autocompress.models import LayerCurvature, ModelLayout, predicted_damage
 from autocompress.search.option_table import Floats, OptionCosts, OptionTable, PerChoice
-from autocompress.spaces import Choice, SearchSpace
+from autocompress.spaces import READERS, Choice, SearchSpace
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = "option table 3"
+_FORMAT = "option table 4"
 
 MOST_EXACT = 12
 """Options of a layer that are all compressed to predict them. Where there are more, a scheme that
 factorizes, sparsifies and quantizes is predicted as the sum of these stages alone: 7 compressions
 instead of 28 where 2 ranks, 1 sparsity and 4 widths are combined. The trials correct what that
 misses."""
-
-_LEAVING = ("output", "cross_output", "down")
-"""Roles of the layers that end a part of a block."""
 
 _ADDS_UP = {StageKind.FACTORIZE, StageKind.SPARSIFY, StageKind.QUANTIZE}
 
@@ -175,7 +173,7 @@ def _of_choice(choice: Choice, layout: ModelLayout, found: Mapping[str, Floats])
     Where all are dropped, only those count whose outputs leave the part: what the others put out
     meets zeros.
     """
-    last = [name for name in choice.layers if layout.layer(name).role in _LEAVING]
+    last = [name for name in choice.layers if layout.layer(name).role in READERS]
     damage = np.zeros(len(choice.options))
     for level, option in enumerate(choice.options):
         dropped = last and all(map(drops, option.schemes))
@@ -199,6 +197,9 @@ def _damages(
         packed = bank.packed(layer.name, scheme).to(weight.device)
         # in float32, as search-time forwards decode; a 16-bit base would round once more
         dense = decode(packed.tensors, packed.scheme, packed.shape, torch.float32).to(weight.device)
+        unread = unread_rows(packed.tensors, packed.scheme, packed.shape)
+        if unread is not None:  # what reads them says what it loses
+            dense[unread] = weight[unread].float()
         damage = predicted_damage(weight, dense, found)
         return _finite(damage + _of_inputs(dense, packed, found), layer, scheme)
 

@@ -33,6 +33,9 @@ _SUBLAYERS: Mapping[str, str] = {
 }  # fmt: skip
 """Role to the part of its block."""
 
+READERS: tuple[str, ...] = ("output", "cross_output", "down")
+"""Roles of the layers that read what the others of their part put out."""
+
 _EXPERTS = ("expert_groups", "experts of one part")
 _WHOLE = ("whole_experts", "all layers of an expert")
 _OFF = {"expert_groups": "0"}
@@ -264,6 +267,11 @@ def _patterns_like(pattern: str, layers: Sequence[LayerSpec]) -> set[str]:
     if "*" in pattern:
         return {re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names}
     return set(names)
+
+
+def part_of(layer: LayerSpec) -> str | None:
+    """The part of its block that a layer belongs to; None if to none."""
+    return None if layer.block is None or layer.expert else _SUBLAYERS.get(layer.role)
 
 
 def _tie_key(layer: LayerSpec, ties: Ties) -> _TieKey:

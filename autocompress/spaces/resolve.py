@@ -25,6 +25,7 @@ from autocompress.spaces.expand import WrittenOption, expand
 from autocompress.spaces.match import TiedLayers, match
 from autocompress.spaces.schema import Ties
 from autocompress.spaces.space import Choice, Option, SearchSpace
+from autocompress.spaces.widths import check_width, width_options, width_stage, without_counts
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def resolve(
         for option in options:
             _check_written(option)
             _check_span(option, choice.span)
+            check_width(option, spec.ties)
     resolver = _Resolver()
     tied = match(file, layers, routed)
     _check_experts(file, tied, written)
@@ -134,6 +136,12 @@ class _Resolver:
         """On one of the tied layers; None if it cannot take the option."""
         if layer.expert is not None and _drops(option) and not _may_drop(tied):
             return None
+        width = width_stage(option)
+        if width is not None:
+            given = width_options(width, layer, tied.layers, option.where)
+            if given is None:
+                return None
+            option = _with_width(option, width, given)  # now it says all of the layer
         among = _sharing_among(option)
         if among is not None:
             numbers = tied.sharing(layer, among)
@@ -155,6 +163,15 @@ def _fit(option: WrittenOption, layer: LayerSpec, numbers: tuple[int, ...]) -> _
         return _Fitted(scheme, footprint(layer, scheme).storage_bytes)
     except SchemeError as error:
         raise SpaceError(f"{option.where}: {option.label} does not fit: {error}") from error
+
+
+def _with_width(
+    option: WrittenOption, width: Stage, given: Mapping[str, OptionValue]
+) -> WrittenOption:
+    """The option with what its change of width means for a layer: nothing if nothing is given."""
+    changed = (_with_options(without_counts(width), given),) if given else ()
+    others = tuple(stage for stage in option.scheme.stages if stage is not width)
+    return replace(option, scheme=Scheme((*changed, *others)))
 
 
 def _with_ranks(option: WrittenOption, layer: LayerSpec, numbers: tuple[int, ...]) -> Scheme | None:
@@ -191,7 +208,8 @@ def _sharing_among(option: WrittenOption) -> Among | None:
 
 
 def _drops(option: WrittenOption) -> bool:
-    return any(drops(Scheme((stage,))) for stage in option.scheme.stages if _ratio(stage) is None)
+    stages = [without_counts(stage) for stage in option.scheme.stages if _ratio(stage) is None]
+    return any(drops(Scheme((stage,))) for stage in stages)
 
 
 def _may_drop(tied: TiedLayers) -> bool:
@@ -221,7 +239,7 @@ def _check_written(option: WrittenOption) -> None:
             _check_key(option, stage, kind, option.stage_keys[i] if option.stage_keys else None)
             _check_ratio(option, stage, kind)
         some_rank = [_with_rank(s, 1) if _ratio(s) else s for s in option.scheme.stages]
-        canonical(Scheme(tuple(some_rank)))
+        canonical(Scheme(tuple(map(without_counts, some_rank))))
     except SpaceError:
         raise
     except UsageError as error:  # an unknown method, an unknown option or a bad value

@@ -11,7 +11,7 @@ from autocompress.core.layer import Role
 from autocompress.core.scheme import OptionValue
 
 STAGE_KEYS: tuple[str, ...] = (
-    "share", "transform", "factorize", "sparsify", "quantize", "residual", "inputs",
+    "share", "width", "transform", "factorize", "sparsify", "quantize", "residual", "inputs",
 )  # fmt: skip
 """Keys of a grid, in the order in which a scheme applies its stages."""
 
@@ -87,6 +87,7 @@ class Grid(_Strict):
     """The product of alternatives for each stage; a key that is absent leaves its stage out."""
 
     share: Alternatives = [NONE]
+    width: Alternatives = [NONE]
     transform: Alternatives = [NONE]
     factorize: Alternatives = [NONE]
     sparsify: Alternatives = [NONE]

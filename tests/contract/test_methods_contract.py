@@ -133,6 +133,20 @@ EXAMPLES = {
         ladder=tuple(f"svd_llm(rank={rank})" for rank in (1, 4, 9, 17)),
         bad_options={"rank": "svd_llm(rank=-2)"},
     ),
+    **{
+        method: MethodExamples(
+            schemes=(
+                f"{method}(keep=60,of=90)",
+                f"{method}(keep=3,of=5)+rtn(bits=4,group_size=32)",
+                f"{method}(keep=16,of=32)+wanda(sparsity=0.5)+gptq(bits=4,group_size=16)",
+                f"{method}(keep=7,of=10)+svd_llm(rank=9)+rtn+eora(rank=2)",
+                f"{method}(keep=20,of=37)+awq(search=2)+rtn+outlier_columns+int_inputs",
+            ),
+            ladder=tuple(f"{method}(keep={keep},of=90)" for keep in (20, 45, 70, 89)),
+            bad_options={"keep": f"{method}(keep=90,of=90)"},
+        )
+        for method in ("magnitude_sp", "wanda_sp", "ziplm")
+    },
     "hadamard": MethodExamples(
         schemes=(
             "hadamard",

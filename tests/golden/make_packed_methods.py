@@ -1,7 +1,7 @@
 """Write the folders of `FOLDERS`: every method in checkpoints of version 1.
 
 See `make_packed_v1.py`.
-    python tests/golden/make_packed_methods.py tests/golden/packed_smoothquant
+    python tests/golden/make_packed_methods.py tests/golden/packed_width
 
 A method that comes later gets a golden folder of its own; those that are there stay as they are.
 """
@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from autocompress.core import Scheme
 from autocompress.export import load, write_packed
-from autocompress.methods import CompressedWeight, LayerStatistics, compress
+from autocompress.methods import (
+    CompressedWeight,
+    LayerProblem,
+    LayerStatistics,
+    compress,
+    reader,
+)
 from autocompress.models import BaseModel, describe, weight_matrix
 from autocompress.testing.tiny_models import Sizes, tiny_model
 
@@ -68,6 +74,26 @@ FOLDERS = {
             "model.layers.0.mlp.down_proj": "smoothquant(alpha=0.8)+gptq(bits=3,group_size=8)",
         },
     ),
+    "packed_width": (
+        Sizes(hidden=24, intermediate=40, blocks=2, heads=4, key_value_heads=2, vocabulary=48),
+        {
+            "model.layers.0.self_attn.q_proj": "ziplm(by=self_attn.o_proj,keep=1,of=2)",
+            "model.layers.0.self_attn.k_proj": "ziplm(by=self_attn.o_proj,keep=1,of=2)+cast",
+            "model.layers.0.self_attn.o_proj": "ziplm(keep=1,of=2)+rtn+int_inputs(bits=6)",
+            "model.layers.0.mlp.gate_proj": "wanda_sp(by=mlp.down_proj,keep=28,of=40)+rtn",
+            "model.layers.0.mlp.up_proj": (
+                "wanda_sp(by=mlp.down_proj,keep=28,of=40)+hadamard+rtn(bits=3)+int_inputs"
+            ),
+            "model.layers.0.mlp.down_proj": "wanda_sp(keep=28,of=40)+awq(search=4)+rtn+int_inputs",
+            "model.layers.1.mlp.gate_proj": (
+                "magnitude_sp(by=mlp.down_proj,keep=11,of=40)+wanda(sparsity=0.6)+rtn(bits=8)"
+            ),
+            "model.layers.1.mlp.up_proj": (
+                "magnitude_sp(by=mlp.down_proj,keep=11,of=40)+svd_llm(rank=5)+rtn+eora(rank=2)"
+            ),
+            "model.layers.1.mlp.down_proj": "magnitude_sp(keep=11,of=40)+gptq(bits=3,group_size=8)",
+        },
+    ),
 }
 
 
@@ -76,11 +102,19 @@ def main(out: Path) -> None:
     sizes, schemes = FOLDERS[out.name]
     base = tiny_base(sizes)
     weights = {}
-    for name, scheme in schemes.items():
-        matrix = weight_matrix(base.module, base.layout.layer(name))
-        statistics = golden_statistics(matrix.shape[1])
-        weights[name] = compress(matrix, Scheme.parse(scheme), statistics)
+    for name, text in schemes.items():
+        scheme = Scheme.parse(text)
+        matrix, statistics = made_of(base, name)
+        by = reader(name, scheme)
+        read = None if by is None else LayerProblem(*made_of(base, by))
+        weights[name] = compress(matrix, scheme, statistics, reader=read)
     write_golden(base, weights, out)
+
+
+def made_of(base: BaseModel, name: str) -> tuple[Tensor, LayerStatistics]:
+    """A layer's matrix and statistics."""
+    matrix = weight_matrix(base.module, base.layout.layer(name))
+    return matrix, golden_statistics(matrix.shape[1])
 
 
 def tiny_base(sizes: Sizes, family: str = "qwen2") -> BaseModel:

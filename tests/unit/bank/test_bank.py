@@ -356,3 +356,42 @@ def test_threads_that_fill_layers_which_share_build_them_once(tmp_path):
     bank._make = lambda key, layer, scheme: (made.append(layer.name), make(key, layer, scheme))[1]
     assert set(bank.fill_by_layer(dict.fromkeys(BLOCKS, (SHARED,)), n_threads=2)) == set(BLOCKS)
     assert len(made) == 1
+
+
+def in_block(name, role, o, d):
+    return LayerSpec(name, role, 0, o, d, "linear", "float32", name, o * d)
+
+
+WRITER, READER = in_block("blocks.0.up", "up", 48, 32), in_block("blocks.0.down", "down", 32, 48)
+
+
+def block_bank(root, reading_seed=0):
+    generator = torch.Generator().manual_seed(0)
+    writing = torch.randn(48, 32, generator=generator)
+    reading = torch.randn(32, 48, generator=torch.Generator().manual_seed(reading_seed))
+
+    def statistics(layer):
+        inputs = torch.randn(300, layer.in_features, generator=torch.Generator().manual_seed(1))
+        return LayerStatistics(inputs.T @ inputs / 300, 300, layer.name)
+
+    layout = ModelLayout((WRITER, READER), ("blocks.0",), 0, 0)
+    return Bank(root, layout, {WRITER.name: writing, READER.name: reading}, statistics)
+
+
+def test_outputs_go_that_the_layer_that_reads_them_chose(tmp_path):
+    bank = block_bank(tmp_path)
+    reading = bank.packed(READER.name, Scheme.parse("ziplm(keep=16,of=48)+rtn"))
+    narrow = Scheme.parse("ziplm(by=down,keep=16,of=48)+gptq(bits=4,group_size=16)")
+    writing = bank.packed(WRITER.name, narrow)
+    assert torch.equal(reading.tensors["w.kept"], writing.tensors["w.kept"])
+    assert int((writing.to_dense() != 0).any(1).sum()) == 16
+    assert same(block_bank(tmp_path).packed(WRITER.name, narrow), writing)
+
+
+def test_such_an_entry_belongs_to_the_weight_of_its_reader_too(tmp_path):
+    narrow, plain = Scheme.parse("ziplm(by=down,keep=16,of=48)"), Scheme.parse("gptq(bits=4)")
+    one, other = block_bank(tmp_path), block_bank(tmp_path, reading_seed=5)
+    assert one.path(WRITER.name, narrow) != other.path(WRITER.name, narrow)
+    assert one.path(WRITER.name, plain) == other.path(WRITER.name, plain)
+    with pytest.raises(ModelError, match=r"no layer 'blocks\.0\.dwon'.*blocks\.0\.down"):
+        one.packed(WRITER.name, Scheme.parse("ziplm(by=dwon,keep=16,of=48)"))

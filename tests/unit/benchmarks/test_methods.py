@@ -12,8 +12,17 @@ from autocompress.methods import METHODS, Sharing, canonical
 from autocompress.testing.method_contract import example_layer
 
 EVERY = [text for section in bench.SECTIONS.values() for text in section]
+OF_PARTS = bench.SECTIONS["structures"]
 LAYER = replace(example_layer(36, 90).spec, name="a", out_features=384, in_features=1536)
 BLOCKS = [replace(LAYER, name=f"blocks.{number}.up") for number in range(4)]
+ATTENTION = [
+    replace(LAYER, name=f"blocks.0.{role}", role=role, out_features=384, in_features=384, heads=12)
+    for role in ("query", "key", "value", "output")
+]
+FEED_FORWARD = [
+    replace(LAYER, name="blocks.0.up", role="up", out_features=1536, in_features=384),
+    replace(LAYER, name="blocks.0.down", role="down"),
+]
 
 
 def row(scheme, damages, **more):
@@ -21,14 +30,35 @@ def row(scheme, damages, **more):
     return {"scheme": scheme, "damage": damage, "damages": damages, "bits": 3.0, **more}
 
 
-@pytest.mark.parametrize("text", EVERY)
+@pytest.mark.parametrize("text", sorted(set(EVERY) - set(OF_PARTS)))
 def test_a_layer_of_a_usual_shape_takes_every_scheme(text):
     allocation, refusal = bench.allocation_of(text, BLOCKS)
     assert len(allocation) == len(BLOCKS), refusal
 
 
+@pytest.mark.parametrize("text", OF_PARTS)
+def test_a_part_takes_every_change_of_its_width_alone(text):
+    allocation, refusal = bench.allocation_of(text, [*ATTENTION, *FEED_FORWARD])
+    part = ATTENTION if "heads" in text else FEED_FORWARD
+    assert set(allocation) == {layer.name for layer in part}
+    assert "of its own" in refusal
+    kept = (12 if "heads" in text else 1536) * (3 if "75" in text else 2) // 4
+    assert all(abs(int(_keep(s)) - kept) <= 1 for s in map(str, allocation.values()))
+
+
+def _keep(scheme):
+    return scheme.partition("keep=")[2].partition(",")[0]
+
+
 def test_every_method_is_measured():
-    schemes = {text: bench.scheme_for(text, BLOCKS[0], BLOCKS) for text in EVERY}
+    schemes = {
+        text: bench.scheme_for(text, FEED_FORWARD[1], FEED_FORWARD)
+        if "neurons" in text
+        else bench.scheme_for(text, ATTENTION[3], ATTENTION)
+        if "heads" in text
+        else bench.scheme_for(text, BLOCKS[0], BLOCKS)
+        for text in EVERY
+    }
     used = {stage.method for scheme in schemes.values() for stage in scheme.stages}
     one_by_one = {name for name in METHODS if not isinstance(METHODS[name], Sharing)}
     of_experts = {"drop"}  # a model of which no layer is left has no quality to measure

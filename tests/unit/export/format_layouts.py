@@ -21,6 +21,13 @@ BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 def layout(scheme: str, shape: Shape, dtype: str) -> Layout:
     """Shape and dtype of every stored tensor."""
     stages = read_scheme(scheme)
+    if "width" in stages:
+        width = stages["width"]
+        left = [*shape]
+        left["by" not in width.options] //= width.number("of")
+        left["by" not in width.options] *= width.number("keep")
+        inside = layout(scheme.partition("+")[2] or "base", (left[0], left[1]), dtype)
+        return {"w.kept": ((packed_bytes(width.number("of"), 1),), "uint8")} | inside
     inner = (stages.get("sparsify"), stages.get("quantize"))
     if "factorize" in stages:
         rank = stages["factorize"].number("rank")

@@ -17,6 +17,7 @@ F32 = np.float32
 SCALINGS = ("awq", "smoothquant")
 KINDS = {
     "share": ("tied", "merged"),
+    "width": ("ziplm", "wanda_sp", "magnitude_sp"),
     "transform": (*SCALINGS, "hadamard"),
     "factorize": ("svd", "svd_llm", "asvd", "basis_sharing"),
     "sparsify": ("magnitude", "wanda", "sparsegpt", "obs_block"),
@@ -52,7 +53,7 @@ class Stage:
 def read_scheme(text: str) -> dict[str, Stage]:
     """The stages of a scheme by what they do."""
     stages = {}
-    for part in text.split("+"):
+    for part in text.split("+") if text != "base" else ():
         method, _, options = part.removesuffix(")").partition("(")
         kind = next((kind for kind, methods in KINDS.items() if method in methods), None)
         if kind is None:
@@ -109,6 +110,12 @@ def is_shared(tensor: str, scheme: str) -> bool:
 def read_layer(tensors: Tensors, scheme: str, shape: Shape) -> np.ndarray:
     """W = (C + R) / T."""
     stages = read_scheme(scheme)
+    if "width" in stages:
+        rows, columns = read_width(tensors, stages["width"], shape)
+        matrix = np.zeros(shape, dtype=F32)
+        inside = scheme.partition("+")[2] or "base"
+        matrix[np.ix_(rows, columns)] = read_layer(tensors, inside, (len(rows), len(columns)))
+        return matrix
     quantize = stages.get("quantize")
     if "factorize" in stages:
         rank = stages["factorize"].number("rank")
@@ -124,6 +131,16 @@ def read_layer(tensors: Tensors, scheme: str, shape: Shape) -> np.ndarray:
     if "transform" in stages:
         matrix = undo(matrix.astype(F32), under("t.", tensors), stages["transform"])
     return matrix
+
+
+def read_width(tensors: Tensors, stage: Stage, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns that are left."""
+    kept = read_codes(tensors["w.kept"], 1, stage.number("of"))
+    assert kept.sum() == stage.number("keep")
+    cut = 0 if "by" in stage.options else 1
+    sides = [np.arange(size) for size in shape]
+    sides[cut] = np.flatnonzero(np.repeat(kept, shape[cut] // len(kept)))
+    return sides[0], sides[1]
 
 
 # One matrix
@@ -372,6 +389,14 @@ def mixed(rows: np.ndarray, *, transposed: bool) -> np.ndarray:
 def round_inputs(rows: np.ndarray, tensors: Tensors, scheme: str) -> np.ndarray:
     """What inputs (tokens, d) float32 become."""
     stages = read_scheme(scheme)
+    if "width" in stages:
+        inside = scheme.partition("+")[2]
+        if "by" in stages["width"].options:
+            return round_inputs(rows, tensors, inside)
+        _, left = read_width(tensors, stages["width"], (1, rows.shape[1]))
+        found = rows.copy()
+        found[:, left] = round_inputs(rows[:, left], tensors, inside)
+        return found
     transform, moved = stages.get("transform"), under("t.", tensors)
     if transform is not None:
         change = undo if transform.method in SCALINGS else apply

@@ -44,6 +44,7 @@ CHECKPOINTS = (
     "packed_sharing",
     "packed_experts",
     "packed_autoencoder",
+    "packed_width",
 )
 LAYERS = {
     (checkpoint, name): layer
@@ -102,6 +103,9 @@ SCHEMES = (
     "binary+outlier_weights(share=0.01)",
     "wanda(sparsity=0.6)+outlier_weights(share=0.1)",
     "awq(search=4)+kmeans(bits=2)+outlier_columns(share=0.05)",
+    "ziplm(keep=13,of=20)",
+    "wanda_sp(keep=4,of=5)+wanda(sparsity=0.6)+gptq(bits=3,group_size=16)",
+    "magnitude_sp(keep=7,of=40)+awq(search=4)+rtn+outlier_columns(share=0.1)",
 )
 """Decoded without matrix products: equal bit for bit."""
 
@@ -127,6 +131,7 @@ INPUTS = (
     "smoothquant+rtn(bits=8,group_size=0)+int_inputs",
     "hadamard(seed=5)+rtn+outlier_columns(share=0.1)+int_inputs",
     "hadamard+outlier_weights+int_inputs(bits=7)",
+    "ziplm(keep=3,of=4)+awq(search=4)+rtn+int_inputs",
 )
 
 
@@ -272,7 +277,7 @@ def test_the_golden_checkpoints_hold_every_way_of_storing_a_matrix() -> None:
     assert {"mask", "values", "packed", "scales", "zeros", "codebook", "matrix_scale"} <= held
     assert {"block_scales", "mean_scale", "t.scales", "r.index", "r.counts", "r.values"} <= held
     assert {"a.values", "b.values", "a.packed", "b.zeros", "b.mask"} <= held
-    assert {"r.a.values", "r.b.values", "r.a.packed", "r.b.scales"} <= held
+    assert {"r.a.values", "r.b.values", "r.a.packed", "r.b.scales", "w.kept"} <= held
     assert any({"mask", "packed"} <= names for names in found.values())
     assert any("r.index" in names and "r.counts" not in names for names in found.values())
     assert any(

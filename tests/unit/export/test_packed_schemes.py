@@ -41,6 +41,9 @@ OTHERS = (
     "rtn(bits=3)+lq_lora(rank=4,iterations=2)",
     "rtn(bits=3)+outlier_columns(share=0.05)",
     "rtn(bits=3)+outlier_weights(share=0.01)",
+    "ziplm(keep=3,of=4)+rtn(bits=4,group_size=32)",
+    "wanda_sp(keep=5,of=8)",
+    "magnitude_sp(keep=1,of=2)+svd(rank=4)",
 )
 
 ROUND_INPUTS = {"int_inputs"}

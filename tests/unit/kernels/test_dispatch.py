@@ -12,9 +12,16 @@ from autocompress.core import Scheme
 from autocompress.core.errors import SchemeError, UsageError
 from autocompress.export.modules import PackedModule, pack_module, use_kernels
 from autocompress.export.plan import PackedLayer
-from autocompress.kernels import KERNELS, Runner, dispatch, measure, table, times
+from autocompress.kernels import KERNELS, Runner, dispatch, measure, signature, table, times
 from autocompress.kernels.measure import layer_of, random_tensors
-from autocompress.methods import LayerStatistics, compress, decode, footprint
+from autocompress.methods import (
+    LayerProblem,
+    LayerStatistics,
+    compress,
+    decode,
+    footprint,
+    input_map,
+)
 
 from .conftest import CPU, SCHEMES, SHAPE, compressed, tokens
 
@@ -223,3 +230,40 @@ def test_rewritten_weights_are_prepared_again(monkeypatch: pytest.MonkeyPatch) -
 
 def test_every_kernel_is_named_as_it_is_registered() -> None:
     assert all(KERNELS[name].name == name for name in KERNELS)
+
+
+@pytest.mark.parametrize("rest", ["", "+rtn(bits=4,group_size=32)", "+hadamard+rtn+int_inputs"])
+@pytest.mark.parametrize("width", ["ziplm(keep=3,of=4)", "ziplm(by=down,keep=3,of=4)"])
+def test_a_narrower_layer_is_run_without_what_is_gone(
+    width: str, rest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slowest_first(monkeypatch, {})
+    scheme, weight = Scheme.parse(width + rest), compressed("base").to_dense()
+    read = LayerProblem(torch.randn(8, SHAPE[0]), LayerStatistics.none())
+    found = compress(weight, scheme, LayerStatistics.none(), reader=read)
+    run = Runner(scheme, SHAPE, torch.float32, CPU)
+    rows = tokens(5)
+    mapped = input_map(found.tensors, found.scheme)
+    expected = (rows if mapped is None else mapped(rows)) @ found.to_dense().T
+    got = run(found.tensors, rows)
+    sizes = rows.abs() @ found.to_dense().abs().amax(0)
+    assert bool(((got - expected).abs() <= 0.02 * sizes[:, None]).all())
+    gone = (found.to_dense() == 0).all(1)
+    assert bool((got[:, gone] == 0).all())
+    assert torch.equal(pickle.loads(pickle.dumps(run))(found.tensors, rows), got)
+    made = random_tensors(layer_of(SHAPE, torch.float32), scheme)
+    assert {n: t.shape for n, t in made.items()} == {n: t.shape for n, t in found.tensors.items()}
+    assert run(made, rows).shape == got.shape
+    assert set(times(SHAPE, scheme, 5)) == {
+        *times((48, 128) if "by" in width else (64, 96), Scheme.parse(rest[1:] or "base"), 5)
+    }
+
+
+def test_layers_of_other_widths_have_times_of_their_own() -> None:
+    texts = (
+        "ziplm(keep=3,of=4)+rtn",
+        "ziplm(keep=6,of=8)+rtn",
+        "ziplm(by=x,keep=3,of=4)+rtn",
+        "rtn",
+    )
+    assert len({signature(SHAPE, Scheme.parse(text)) for text in texts}) == len(texts)

@@ -12,6 +12,8 @@ from autocompress.core.errors import ModelError
 from autocompress.models import ModelLayout, describe
 from autocompress.testing.tiny_models import FAMILIES, Sizes, tiny_batches, tiny_model
 
+_ATTENTION = ("query", "key", "value", "output")
+
 SELF_ATTENTION = ("query", "key", "value", "output")
 CROSS_ATTENTION = ("cross_query", "cross_key", "cross_value", "cross_output")
 DECODER = (*SELF_ATTENTION, "gate", "up", "down")
@@ -134,6 +136,16 @@ def test_cross_attention_of_all_decoder_blocks_shares_the_encoder_output():
     layout = describe(tiny_model("t5"))
     shared = {x.input_name for x in layout.layers if x.role in ("cross_key", "cross_value")}
     assert len(shared) == 1
+
+
+def test_layers_of_attention_know_their_heads(family, model):
+    layout = describe(model)
+    sizes = Sizes()
+    of_role = {role: {x.heads for x in layout.layers if x.role == role} for role in _ATTENTION}
+    assert of_role["output"] == {sizes.heads}
+    assert of_role["query"] <= {sizes.heads}  # none if it is one with key and value
+    assert of_role["key"] == of_role["value"] <= {sizes.heads, sizes.key_value_heads}
+    assert all(x.heads is None for x in layout.layers if x.role in {"up", "down", "embedding"})
 
 
 def test_shapes_are_out_by_in_also_for_conv1d():

@@ -13,6 +13,7 @@ from autocompress.models import (
     LayerCurvature,
     collect_curvature,
     describe,
+    predicted_damage,
     weight_matrix,
 )
 from autocompress.search import build_table
@@ -98,6 +99,26 @@ def test_a_dropped_part_damages_by_what_leaves_it_alone(parts, tmp_path):
         last = found[prefix + members.rstrip("}").split(",")[-1]]
         assert damage["drop"] == last["drop"] > 0
         assert damage["rtn(bits=4)"] == pytest.approx(sum(d["rtn(bits=4)"] for d in alone))
+
+
+def test_outputs_that_nobody_reads_damage_nothing(parts, tmp_path):
+    """All that a narrower part loses, its reader says."""
+    path = tmp_path / "narrow.yaml"
+    path.write_text(
+        "schema_version: 1\nname: narrow\ndescription: A test.\nties: {sublayers: true}\n"
+        "choices:\n  - roles: [gate, up, down]\n"
+        "    options: [base, {width: [{method: ziplm, keep_ratio: 0.5}]}]\n"
+    )
+    space = load_space(str(path), parts["layout"].layers)
+    table = build_option_table(**{**parts, "space": space})
+    for choice, damage in zip(space.choices, table.damage, strict=True):
+        narrow = next(o for o in choice.options if o.label != "base")
+        name, scheme = choice.layers[-1], narrow.schemes[-1]
+        curvature = parts["curvature"](parts["layout"].layer(name))
+        dense = parts["bank"].packed(name, scheme).to_dense()
+        expected = predicted_damage(parts["weights"][name], dense, curvature)
+        assert damage[0] == pytest.approx(expected, rel=1e-6)
+        assert expected > 0
 
 
 def test_a_kept_table_is_read_again_and_a_damaged_one_built_again(parts, tmp_path, caplog):
