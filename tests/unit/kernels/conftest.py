@@ -120,8 +120,17 @@ def factor_sizes(weight: CompressedWeight) -> Tensor:
     return outer @ inner
 
 
+@pytest.fixture(scope="session")
+def native_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the C kernels of this run are kept."""
+    return tmp_path_factory.mktemp("native")
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test reads or writes the user's tables."""
-    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native_cache: Path) -> Path:
+    """No test reads or writes the user's tables; the C kernels are compiled once for all."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "native").symlink_to(native_cache, target_is_directory=True)
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(cache))
+    return cache

@@ -28,6 +28,12 @@ from .conftest import CPU, SCHEMES, SHAPE, compressed, tokens
 SCHEME = "rtn(bits=4,group_size=32)"
 
 
+@pytest.fixture(autouse=True)
+def without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same candidates on every machine."""
+    monkeypatch.setenv("AUTOCOMPRESS_NATIVE", "0")
+
+
 def slowest_first(monkeypatch: pytest.MonkeyPatch, fastest: dict[int, str]) -> list[str]:
     """Times by rule instead of by clock; returns what was timed."""
     timed: list[str] = []
