@@ -4,6 +4,7 @@ Importing this package imports no operator and measures nothing.
 """
 
 from autocompress.kernels import (  # noqa: F401
+    corrected,
     dynamic,
     int8_groups,
     integer,

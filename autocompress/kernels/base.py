@@ -19,7 +19,7 @@ from torch import Tensor
 from autocompress.core.registry import Registry
 from autocompress.core.scheme import Scheme
 from autocompress.methods.schemes import Plan, plan
-from autocompress.methods.storage import TRANSFORM, MatrixStorage, under
+from autocompress.methods.storage import RESIDUAL, TRANSFORM, MatrixStorage, under
 
 Stored = Mapping[str, Tensor]
 """Tensors of a layer as the file holds them, by name."""
@@ -56,11 +56,13 @@ class Prepared:
     Attributes:
         matrix: what it is.
         basis: stored tensors of the scheme's transform.
+        exact: indices of inputs that are not rounded, as only the residual reads them; None: none.
         state: what the kernel made of the rest.
     """
 
     matrix: Matrix
     basis: Stored
+    exact: Tensor | None
     state: Any
 
     def entered(self, inputs: Tensor, rounded: bool) -> Tensor:
@@ -73,7 +75,12 @@ class Prepared:
         if ready.transform is not None:
             rows = ready.transform.method.inputs(rows, self.basis, ready.transform.options)
         if rounding is not None:
+            whole, exact = rows, self.exact
+            if exact is not None:
+                rows = rows.index_fill(1, exact, 0.0)
             rows = rounding.method.quantized(rows, rounding.options)
+            if exact is not None:
+                rows = rows.index_copy(1, exact, whole[:, exact])
         return rows
 
 
@@ -125,7 +132,7 @@ class Kernel(ABC, Generic[StateT]):
         matrix = Matrix(plan(scheme), shape, dtype, device)
         with torch.no_grad():
             state = self.repack(tensors, matrix)
-        return Prepared(matrix, under(TRANSFORM, tensors), state)
+        return Prepared(matrix, under(TRANSFORM, tensors), _exact_inputs(tensors, matrix), state)
 
     def extra_bytes(self, prepared: Prepared) -> int:
         """Memory that a prepared layer holds beyond its stored tensors."""
@@ -164,6 +171,14 @@ class Kernel(ABC, Generic[StateT]):
     @abstractmethod
     def multiply(self, rows: Tensor, state: StateT) -> Tensor:
         """Rows (n, d), in the compute dtype or float32, to (n, o) in any floating dtype."""
+
+
+def _exact_inputs(tensors: Stored, matrix: Matrix) -> Tensor | None:
+    step = matrix.plan.residual
+    if step is None:
+        return None
+    found = step.method.exact_inputs(under(RESIDUAL, tensors), step.options)
+    return None if found is None else found.to(matrix.device)
 
 
 KERNELS: Registry[Kernel[Any]] = Registry("kernel")

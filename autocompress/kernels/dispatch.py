@@ -34,7 +34,7 @@ def require_choice(choice: str) -> str:
     Raises:
         UsageError: it is neither.
     """
-    known = (AUTO, *(name for name in KERNELS if KERNELS[name].takes_residuals))
+    known = (AUTO, *(name for name in KERNELS if not KERNELS[name].chosen))
     if choice not in known:
         raise UsageError(f"Unknown kernels {choice!r}. {nearest(choice, known)}")
     return choice

@@ -32,6 +32,7 @@ __all__ = [
     "InputQuantizer",
     "LayerStatistics",
     "Method",
+    "Multiplier",
     "Needs",
     "Quantizer",
     "Residual",
@@ -273,6 +274,19 @@ class GridQuantizer(Quantizer[GridT]):
         return GridCoding(GridOptions(options.bits, options.group_size, options.symmetric))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Multiplier:
+    """How a layer multiplies by a part of its matrix.
+
+    Attributes:
+        apply: ``R x`` of inputs (n, d) float32, one per row: (n, o).
+        n_bytes: memory that it holds beside the stored tensors.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    n_bytes: int
+
+
 class Residual(Method[OptionsT]):
     """Stores part of the weight apart: the rest is what the stages before it represent.
 
@@ -311,6 +325,10 @@ class Residual(Method[OptionsT]):
     @abstractmethod
     def values(self, stored: Stored, shape: tuple[int, int], options: OptionsT) -> Tensor:
         """The part as a matrix (o, d), float32."""
+
+    def multiplier(self, stored: Stored, shape: tuple[int, int], options: OptionsT) -> Multiplier:
+        """Multiplies by the part; decodes it on every call, where there is no shorter way."""
+        return Multiplier(lambda rows: rows @ self.values(stored, shape, options).T, 0)
 
     @abstractmethod
     def macs_per_token(self, shape: tuple[int, int], options: OptionsT) -> int:

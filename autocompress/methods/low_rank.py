@@ -10,7 +10,7 @@ from torch import Tensor
 
 from autocompress.core.errors import SchemeError
 from autocompress.core.footprint import TensorLayout
-from autocompress.methods.base import Needs, Residual
+from autocompress.methods.base import Multiplier, Needs, Residual
 from autocompress.methods.coding import Quantized, Stored
 from autocompress.methods.grid import GridCoding, GridOptions, best_grid
 from autocompress.methods.problem import Spectrum, spectrum_of
@@ -159,6 +159,13 @@ class Correction(Residual[CorrectionT]):
         """See `Residual.values`."""
         outer, inner = options.factors(shape).decode(stored)
         return outer @ inner
+
+    def multiplier(
+        self, stored: Stored, shape: tuple[int, int], options: CorrectionT
+    ) -> Multiplier:
+        """See `Residual.multiplier`: two thin products."""
+        outer, inner = options.factors(shape).decode(stored)
+        return Multiplier(lambda rows: rows @ inner.T @ outer.T, outer.nbytes + inner.nbytes)
 
     def macs_per_token(self, shape: tuple[int, int], options: CorrectionT) -> int:
         """See `Residual.macs_per_token`."""

@@ -12,15 +12,17 @@ the other stages make of the whole weight. They then see zeros there.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from autocompress.core.errors import SchemeError
 from autocompress.core.footprint import TensorLayout
-from autocompress.methods.base import METHODS, Needs, Residual
+from autocompress.methods.base import METHODS, Multiplier, Needs, Residual
 from autocompress.methods.coding import Damage, Stored
 from autocompress.methods.problem import LayerProblem
 from autocompress.methods.sparsity import keep_highest
@@ -116,6 +118,16 @@ class OutlierColumns(Residual[OutlierOptions]):
         kept = stored[_VALUES].float()
         return kept.new_zeros(shape).index_copy_(1, stored[_INDEX].long(), kept)
 
+    def multiplier(
+        self,
+        stored: Stored,
+        shape: tuple[int, int],  # noqa: ARG002
+        options: OutlierOptions,  # noqa: ARG002
+    ) -> Multiplier:
+        """See `Residual.multiplier`: the inputs of the columns, times these."""
+        index, kept = stored[_INDEX].long(), stored[_VALUES].float()
+        return Multiplier(lambda rows: rows[:, index] @ kept.T, index.nbytes + kept.nbytes)
+
     def damage(
         self,
         stored: Stored,
@@ -196,11 +208,23 @@ class OutlierWeights(Residual[OutlierWeightsOptions]):
         self, stored: Stored, shape: tuple[int, int], options: OutlierWeightsOptions
     ) -> Tensor:
         """See `Residual.values`."""
-        places, kept = stored[_INDEX].long(), stored[_VALUES].float()
-        if _by_row(shape, options):
-            starts = torch.arange(shape[0], device=kept.device) * shape[1]
-            places = places + starts.repeat_interleave(stored[_COUNTS].long())
+        places, kept = _places(stored, shape, options), stored[_VALUES].float()
         return kept.new_zeros(shape[0] * shape[1]).index_copy_(0, places, kept).view(shape)
+
+    def multiplier(
+        self, stored: Stored, shape: tuple[int, int], options: OutlierWeightsOptions
+    ) -> Multiplier:
+        """See `Residual.multiplier`: a sparse product."""
+        places, kept = _places(stored, shape, options), stored[_VALUES].float()
+        rows = torch.bincount(places // shape[1], minlength=shape[0]).cumsum(0)
+        starts, columns = functional.pad(rows, (1, 0)), places % shape[1]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
+            sparse = torch.sparse_csr_tensor(
+                starts, columns, kept, size=shape, check_invariants=True
+            )
+        n_bytes = starts.nbytes + columns.nbytes + kept.nbytes
+        return Multiplier(lambda inputs: (sparse @ inputs.T).T, n_bytes)
 
     def damage(
         self, stored: Stored, shape: tuple[int, int], options: OutlierWeightsOptions
@@ -221,6 +245,15 @@ class OutlierWeights(Residual[OutlierWeightsOptions]):
     def macs_per_token(self, shape: tuple[int, int], options: OutlierWeightsOptions) -> int:
         """See `Residual.macs_per_token`."""
         return options.n_of(shape[0] * shape[1])
+
+
+def _places(stored: Stored, shape: tuple[int, int], options: OutlierWeightsOptions) -> Tensor:
+    """Where the entries stand in the matrix, row after row, (k,) int64."""
+    places = stored[_INDEX].long()
+    if not _by_row(shape, options):
+        return places
+    starts = torch.arange(shape[0], device=places.device) * shape[1]
+    return places + starts.repeat_interleave(stored[_COUNTS].long())
 
 
 def _wrong_index(places: Tensor, n: int) -> Damage | None:

@@ -65,7 +65,16 @@ FACTORS = (
     "svd(rank=8)+wanda(sparsity=0.5)+rtn(bits=2,group_size=16,symmetric=false)",
     "hadamard+svd(rank=16)+rtn(bits=4,group_size=16)",
 )
-RESIDUALS = ("rtn(bits=4,group_size=32)+eora(rank=4)",)
+RESIDUALS = (
+    "rtn(bits=4,group_size=32)+eora(rank=4)",
+    "rtn(bits=3,group_size=24)+lq_lora(rank=3,bits=6,iterations=2)",
+    "svd(rank=16)+eora(rank=2)",
+    "eora(rank=4)",
+    "rtn(bits=4,group_size=0)+outlier_columns(share=0.05)",
+    "hadamard+rtn(bits=4)+outlier_weights(share=0.05)",
+    "rtn(bits=4)+outlier_weights(share=0.005)",
+    "awq(search=2)+rtn(bits=8,group_size=0)+outlier_columns(share=0.05)+int_inputs(bits=6)",
+)
 SCHEMES = (*PLAIN, *ROWS, *INPUTS, *GROUPS, *OTHERS, *FACTORS, *RESIDUALS)
 
 

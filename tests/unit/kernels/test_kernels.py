@@ -6,7 +6,7 @@ import torch
 
 from autocompress.core import Scheme
 from autocompress.kernels import KERNELS, dispatch, dynamic, refusals
-from autocompress.methods import decode, slices
+from autocompress.methods import decode, input_map, slices
 
 from .conftest import CPU, INPUTS, RESIDUALS, SCHEMES, SHAPE, compressed, errors, prepared, tokens
 
@@ -55,6 +55,22 @@ def test_odd_shapes_are_computed_or_refused(scheme: str, shape: tuple[int, int])
         assert worst <= kernel.tolerance(torch.float32, CPU)
 
 
+@pytest.mark.parametrize("scheme", [*INPUTS, *RESIDUALS])
+def test_inputs_are_rounded_as_a_trial_rounds_them(scheme: str) -> None:
+    """Those that only a residual reads are not."""
+    weight, rows = compressed(scheme), tokens(5)
+    mapped = input_map(weight.tensors, weight.scheme)
+    entered = rows if mapped is None else mapped(rows)
+    for name in ("reference", *(k.name for k in dispatch.candidates(
+        SHAPE, weight.scheme, torch.float32, CPU
+    ))):  # fmt: skip
+        got = KERNELS[name].apply(rows, prepared(name, weight, torch.float32, CPU))
+        dense = weight.to_dense()
+        bound = KERNELS[name].tolerance(torch.float32, CPU) + 1e-5
+        sizes = entered.abs() @ dense.abs().amax(1, keepdim=True).expand_as(dense).T
+        assert bool(((got - entered @ dense.T).abs() <= 2 * bound * sizes + 1e-4).all()), name
+
+
 def test_the_check_sees_a_wrong_scale() -> None:
     weight, kernel = compressed("rtn(bits=4,group_size=32)"), KERNELS["int4_weight"]
     ready = prepared("int4_weight", weight, torch.float32, CPU)
@@ -78,10 +94,10 @@ def test_repacking_by_slices_gives_the_whole(name: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_scheme_that_stores_no_residual_need_not_be_decoded_whole(scheme: str) -> None:
+def test_no_scheme_need_be_decoded_whole(scheme: str) -> None:
     found = dispatch.candidates(SHAPE, Scheme.parse(scheme), torch.float32, CPU)
     names = {kernel.name for kernel in found}
-    assert names == {"reference"} if scheme in RESIDUALS else "reference" not in names
+    assert names == {"corrected"} if scheme in RESIDUALS else "reference" not in names
 
 
 @pytest.mark.parametrize(
@@ -97,6 +113,7 @@ def test_a_scheme_that_stores_no_residual_need_not_be_decoded_whole(scheme: str)
         ("magnitude(pattern=2:4)", "sparse_2_4", "needs a CUDA device"),
         ("svd(rank=4)", "tiles", "two factors"),
         ("rtn", "low_rank", "not two factors"),
+        ("rtn", "corrected", "no part apart"),
         (RESIDUALS[0], "tiles", "residual"),
     ],
 )
