@@ -14,7 +14,7 @@ those inputs. The matrix that either decodes to has its full shape, zero where w
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -156,7 +156,7 @@ class Width(Method[WidthOptions]):
         """
         chosen = self.choose(self._reader(problem, options, reader), options)
         stored = {_KEPT: pack(chosen.kept.view(torch.uint8), 1)}
-        left = _spread(chosen.kept, exact.shape[0 if options.cuts_outputs else 1])
+        left = columns_of(chosen.kept, exact.shape[0 if options.cuts_outputs else 1])
         if options.cuts_outputs:
             rows = exact[left]
             # H is that of the same inputs, so what follows from it is shared
@@ -188,7 +188,7 @@ class Width(Method[WidthOptions]):
     def left(self, stored: Stored, size: int, options: WidthOptions) -> Tensor:
         """Indices of the inputs, or outputs, that are left of `size`."""
         kept = unpack(stored[_KEPT], 1, options.of).view(torch.bool)
-        return _spread(kept, size)
+        return columns_of(kept, size)
 
     def widened(
         self, narrow: Tensor, stored: Stored, shape: tuple[int, int], options: WidthOptions
@@ -218,7 +218,7 @@ def reader_of(name: str, options: WidthOptions) -> str:
             f"by={options.by} is a layer of the same block, but {name} is in no block. Next step: "
             "remove outputs of layers in blocks alone."
         )
-    return Place(place.before, place.number, options.by).at(place.number)
+    return replace(place, after=options.by).at(place.number)
 
 
 def keep_best(scores: Tensor, keep: int) -> Tensor:
@@ -229,10 +229,6 @@ def keep_best(scores: Tensor, keep: int) -> Tensor:
 
 def columns_of(kept: Tensor, size: int) -> Tensor:
     """Indices of the columns of the units that are kept, in order, of `size` columns."""
-    return _spread(kept, size)
-
-
-def _spread(kept: Tensor, size: int) -> Tensor:
     return kept.repeat_interleave(size // len(kept)).nonzero().view(-1)
 
 

@@ -138,7 +138,8 @@ class _Resolver:
             return None
         width = width_stage(option)
         if width is not None:
-            given = width_options(width, layer, tied.layers, option.where)
+            part = [other for other in tied.layers if other.block == layer.block]
+            given = width_options(width, layer, part, option.where)
             if given is None:
                 return None
             option = _with_width(option, width, given)  # now it says all of the layer

@@ -47,6 +47,22 @@ def test_neurons_are_chosen_by_the_layer_that_reads_them(space_of):
     assert feed_forward.options[0].storage_bytes == feed_forward.base_bytes // 2 + 3 * 128 // 8
 
 
+def test_one_width_for_all_blocks_is_a_span(space_of):
+    (feed_forward,) = space_of(
+        NARROW.replace("    optional: true\n", "    optional: true\n    span: 9\n"), TIES
+    ).choices[1:]
+    narrow = dict(zip(feed_forward.layers, feed_forward.options[0].schemes, strict=True))
+    assert len(narrow) == 6
+    for name, scheme in narrow.items():
+        by = reader(name, scheme)
+        assert (
+            by is None
+            if "down" in name
+            else by == name.replace("gate", "down").replace("up_", "down_")
+        )
+        assert "keep=64,of=128" in str(scheme)
+
+
 def with_heads(layers, queries, keys):
     heads = {"query": queries, "output": queries, "key": keys, "value": keys}
     return [replace(layer, heads=heads.get(layer.role)) for layer in layers]
