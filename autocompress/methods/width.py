@@ -33,7 +33,7 @@ _KEPT = "kept"
 
 @dataclass(frozen=True, slots=True)
 class WidthOptions:
-    """Options that every method of this kind has.
+    """Options that every method of this kind has; a search space writes `keep_ratio` for all three.
 
     Attributes:
         keep: units that stay, at least one and fewer than `of`.
