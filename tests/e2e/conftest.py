@@ -46,6 +46,15 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     return call
 
 
+def reloads_as_claimed(cli: Cli, run: Path, member: dict[str, Any], out: Path) -> None:
+    """Export a member to `out`: a fresh process finds the quality and bytes that the front says."""
+    written = cli("export", run, member["id"][:12], "--out", out)
+    assert written.status == 0, written.err
+    manifest = json.loads((out / "autocompress.json").read_text())
+    assert manifest["verification"]["passed"]
+    assert manifest["storage_bytes"] == member["storage_bytes"]
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Directory of a briefly trained tiny model of a family; made once per session."""

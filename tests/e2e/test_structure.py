@@ -7,7 +7,7 @@ import json
 import pytest
 from transformers import AutoModelForCausalLM
 
-from .conftest import SMALL
+from .conftest import SMALL, reloads_as_claimed
 
 SPACE = """
 schema_version: 1
@@ -36,12 +36,7 @@ def test_members_without_some_parts_reload_and_a_dropped_block_leaves_the_dense_
     dropping = [m for m in front["members"] if "drop" in m["allocation"].values()]
     assert dropping
     for number, member in enumerate(dropping):
-        exported = tmp_path / f"exported{number}"
-        written = cli("export", out, member["id"][:12], "--out", exported)
-        assert written.status == 0, written.err
-        manifest = json.loads((exported / "autocompress.json").read_text())
-        assert manifest["verification"]["passed"]
-        assert manifest["storage_bytes"] == member["storage_bytes"]
+        reloads_as_claimed(cli, out, member, tmp_path / f"exported{number}")
     n_blocks = AutoModelForCausalLM.from_pretrained(trained("llama")).config.num_hidden_layers
     for number, member in enumerate(dropping):
         dense = tmp_path / f"dense{number}"

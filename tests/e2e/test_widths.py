@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from .conftest import SMALL
+from .conftest import SMALL, reloads_as_claimed
 
 SPACE = """
 schema_version: 1
@@ -36,11 +36,6 @@ def test_narrower_members_are_finalized_and_reload_as_claimed(trained, cli, tmp_
     narrow = [m for m in front["members"] if "keep=" in str(m["allocation"])]
     assert narrow
     for number, member in enumerate(narrow):
-        exported = tmp_path / f"exported{number}"
-        written = cli("export", out, member["id"][:12], "--out", exported)
-        assert written.status == 0, written.err
-        manifest = json.loads((exported / "autocompress.json").read_text())
-        assert manifest["verification"]["passed"]
-        assert manifest["storage_bytes"] == member["storage_bytes"]
+        reloads_as_claimed(cli, out, member, tmp_path / f"exported{number}")
     finalized = cli("finalize", out, narrow[0]["id"][:12])
     assert finalized.status == 0, finalized.err
