@@ -7,6 +7,9 @@ import torch
 from autocompress.core import Scheme
 from autocompress.kernels import KERNELS, dispatch, dynamic, refusals
 from autocompress.methods import decode, input_map, slices
+from autocompress.methods.base import Residual
+from autocompress.methods.schemes import plan
+from autocompress.methods.storage import under
 
 from .conftest import CPU, INPUTS, RESIDUALS, SCHEMES, SHAPE, compressed, errors, prepared, tokens
 
@@ -69,6 +72,19 @@ def test_inputs_are_rounded_as_a_trial_rounds_them(scheme: str) -> None:
         bound = KERNELS[name].tolerance(torch.float32, CPU) + 1e-5
         sizes = entered.abs() @ dense.abs().amax(1, keepdim=True).expand_as(dense).T
         assert bool(((got - entered @ dense.T).abs() <= 2 * bound * sizes + 1e-4).all()), name
+
+
+@pytest.mark.parametrize("name", ["eora", "outlier_columns", "outlier_weights"])
+def test_the_short_way_through_a_residual_is_that_of_its_matrix(name: str) -> None:
+    """Which is what the residual of a plug-in gets that says no shorter way."""
+    weight = next(compressed(s) for s in RESIDUALS if f"+{name}" in s)
+    step = plan(weight.scheme).residual
+    assert step is not None
+    part, rows = under("r.", weight.tensors), tokens(4)
+    short = step.method.multiplier(part, SHAPE, step.options)
+    whole = Residual.multiplier(step.method, part, SHAPE, step.options)
+    torch.testing.assert_close(short.apply(rows), whole.apply(rows), rtol=1e-4, atol=1e-4)
+    assert short.n_bytes > whole.n_bytes == 0
 
 
 def test_the_check_sees_a_wrong_scale() -> None:
