@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from autocompress.core import LayerSpec
+from autocompress.export.writing import parameter_bytes
 from autocompress.models.layout import ModelLayout
 from autocompress.models.weights import weight_matrix
 
@@ -47,11 +48,11 @@ def narrow(model: PreTrainedModel, layout: ModelLayout) -> int:
     """
     if model.config.is_encoder_decoder:
         return 0
-    before = _bytes(model)
+    before = parameter_bytes(model)
     for parts in (_feed_forwards(layout), _attentions(layout)):
         if parts is not None:
             _narrow_all(model, parts)
-    return before - _bytes(model)
+    return before - parameter_bytes(model)
 
 
 def _feed_forwards(layout: ModelLayout) -> list[_Part] | None:
@@ -188,7 +189,3 @@ def _cut(model: nn.Module, part: _Part, stays: Tensor) -> None:
         holder, _, leaf = name.rpartition(".")
         smaller = parameter.detach().index_select(rows.dim, rows.index.to(parameter.device))
         setattr(model.get_submodule(holder), leaf, nn.Parameter(smaller, requires_grad=False))
-
-
-def _bytes(model: nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in model.parameters())

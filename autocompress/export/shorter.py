@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from autocompress.core import Allocation
 from autocompress.export.pass_inputs import pass_inputs
+from autocompress.export.writing import parameter_bytes
 from autocompress.methods import drops
 from autocompress.models.layout import ModelLayout
 
@@ -56,7 +57,7 @@ def shortened(
         setattr(parent, name, nn.ModuleList(blocks[number] for number in kept))
         for key, value in _config(model.config, kept).items():
             setattr(model.config, key, value)
-        yield sum(_bytes(blocks[number]) for number in idle)
+        yield sum(parameter_bytes(blocks[number]) for number in idle)
     finally:
         setattr(parent, name, blocks)
         for key, value in before.items():
@@ -131,8 +132,3 @@ def _config(config: Any, kept: list[int]) -> Mapping[str, Any]:
     return {"num_hidden_layers": len(kept)} | {
         name: [value[number] for number in kept] for name, value in lists.items() if value
     }
-
-
-def _bytes(module: nn.Module) -> int:
-    """Of all weights of a block."""
-    return sum(tensor.nbytes for tensor in module.parameters())

@@ -93,6 +93,11 @@ def _tensor_digests(directory: Path) -> dict[str, str]:
     return dict(chain.from_iterable(map(tensor_digests, weight_files(directory))))
 
 
+def parameter_bytes(module: nn.Module) -> int:
+    """Of all parameters of a module, each tied one once."""
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
 def require_bytes(found: int, expected: int, what: str) -> None:
     """Refuse to publish a file that does not weigh what was claimed for it.
 

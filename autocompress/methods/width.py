@@ -14,6 +14,7 @@ those inputs. The matrix that either decodes to has its full shape, zero where w
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,13 +66,13 @@ class Chosen:
 
     Attributes:
         kept: (of,) bool.
-        values: what becomes of the reader's columns that stay, (o, kept columns) float32; None if
-            they stay as they are.
+        values: makes the columns of the reader that stay, (o, kept columns) float32; None
+            if they stay as they are. Asked once, and not for layers that write the width.
         notes: for people.
     """
 
     kept: Tensor
-    values: Tensor | None = None
+    values: Callable[[], Tensor] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -161,14 +162,15 @@ class Width(Method[WidthOptions]):
             rows = exact[left]
             # H is that of the same inputs, so what follows from it is shared
             return Narrowed(stored, problem.with_weight(rows), rows, chosen.notes)
-        values = exact[:, left] if chosen.values is None else chosen.values
 
         def smaller() -> LayerProblem:
+            values = exact[:, left] if chosen.values is None else chosen.values()
             statistics = _without(problem.statistics, left, f"{self.__class__.__name__}{options}")
             return LayerProblem(values, statistics)
 
         narrow = problem.derived((type(self), options), smaller)
-        return Narrowed(stored, narrow, values, chosen.notes)
+        columns = exact[:, left] if chosen.values is None else narrow.weight
+        return Narrowed(stored, narrow, columns, chosen.notes)
 
     def _reader(
         self, problem: LayerProblem, options: WidthOptions, reader: LayerProblem | None

@@ -38,14 +38,13 @@ class ZipLM(Width):
             kept = keep_best(output_shares(reader, options.of), options.keep)
             note = f"ziplm compared weight x input and changed no weight: {reader.too_few_tokens}"
             return Chosen(kept, None, (note,))
-        hessian = _damped(reader)
         order = reader.latest(
             ("ziplm", options.of),
-            lambda: removal_order(reader.weight.double(), hessian, options.of),
+            lambda: removal_order(reader.weight.double(), _damped(reader), options.of),
         )
         kept = torch.ones(options.of, dtype=torch.bool, device=order.device)
         kept[order[: options.of - options.keep]] = False
-        return Chosen(kept, reconstructed(reader.weight, hessian, kept))
+        return Chosen(kept, lambda: reconstructed(reader.weight, _damped(reader), kept))
 
 
 def removal_order(weight: Tensor, hessian: Tensor, n_units: int) -> Tensor:

@@ -276,8 +276,9 @@ def part_of(layer: LayerSpec) -> str | None:
 
 def _tie_key(layer: LayerSpec, ties: Ties) -> _TieKey:
     """Equal for layers that must take one option: same block, same input, tied roles."""
-    if ties.sublayers and layer.block is not None and layer.role in _SUBLAYERS:
-        return ("sublayer", _SUBLAYERS[layer.role], str(layer.block))
+    part = part_of(layer)
+    if ties.sublayers and part is not None:
+        return ("sublayer", part, str(layer.block))
     switch, roles = _TIES.get(layer.role, ("", ""))
     if layer.block is None or not switch or not getattr(ties, switch):
         return (layer.name,)

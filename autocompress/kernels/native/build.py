@@ -53,7 +53,7 @@ class NativeError(Exception):
 
 def missing() -> str:
     """Why the C kernels cannot run here; empty if they can. Compiles them if need be."""
-    found = _found(os.environ.get(SWITCH, "1"), os.environ.get("CC", ""), cache_directory())
+    found = _here()
     return found if isinstance(found, str) else ""
 
 
@@ -63,10 +63,14 @@ def library() -> ctypes.CDLL:
     Raises:
         NativeError: there are none.
     """
-    found = _found(os.environ.get(SWITCH, "1"), os.environ.get("CC", ""), cache_directory())
+    found = _here()
     if isinstance(found, str):
         raise NativeError(found)
     return found
+
+
+def _here() -> ctypes.CDLL | str:
+    return _found(os.environ.get(SWITCH, "1"), os.environ.get("CC", ""), cache_directory())
 
 
 @lru_cache(maxsize=8)

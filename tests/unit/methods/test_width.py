@@ -61,7 +61,7 @@ def test_ziplm_matches_the_naive_sweep(of, keep):
     left, dense, _ = naive_ziplm(problem, keep, of)
     assert set(chosen.kept.nonzero().view(-1).tolist()) == left
     columns = chosen.kept.repeat_interleave(48 // of)
-    torch.testing.assert_close(chosen.values.double(), dense[:, columns], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(chosen.values().double(), dense[:, columns], rtol=1e-4, atol=1e-4)
 
 
 def test_what_the_sweep_leaves_is_the_least_squares_refit_of_the_support():
@@ -78,7 +78,7 @@ def test_of_many_units_several_go_at_a_time_at_hardly_a_loss():
     chosen = METHODS["ziplm"].choose(problem, WidthOptions(64, 128))
     _, exact, _ = naive_ziplm(problem, 64, 128)
     dense = torch.zeros_like(problem.weight)
-    dense[:, chosen.kept] = chosen.values
+    dense[:, chosen.kept] = chosen.values()
     assert problem.loss(dense) < 1.1 * problem.loss(exact.float())
 
 
