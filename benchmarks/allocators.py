@@ -16,7 +16,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -185,8 +185,8 @@ def ranking(case: Case, results: Sequence[TrialResult], n_random: int) -> dict[s
     return row
 
 
-def one_seed(case: Case, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """All samplers on one seed."""
+def one_seed(case: Case, arguments: argparse.Namespace, seed: int) -> Iterator[dict[str, Any]]:
+    """What is known of one seed after each sampler."""
     held = Held(case)
     uniform = {name: held.measure(a) for name, a in case.session.space.baselines()}
     base = held.measure(Allocation())
@@ -217,8 +217,8 @@ def one_seed(case: Case, arguments: argparse.Namespace, seed: int) -> dict[str, 
             print(f"{seed} {sampler:12} <= {bits}: {found['bits']:.3f} bits, damage "
                   f"{found['damage']['value']:.5f}, gap closed {closed:+.1%}, {seconds:.0f} s",
                   flush=True)  # fmt: skip
-    facts = {"uniform": uniform, "base": base, "ranking": taus, "rows": rows}
-    return {"seed": seed, "table_seconds": round(case.table_seconds, 1), **facts}
+        facts = {"uniform": uniform, "base": base, "ranking": taus, "rows": rows}
+        yield {"seed": seed, "table_seconds": round(case.table_seconds, 1), **facts}
 
 
 def settings_of(arguments: argparse.Namespace, space: str, seed: int) -> SearchSettings:
@@ -267,8 +267,10 @@ def main() -> None:
     for seed in arguments.seeds:
         settings = settings_of(arguments, arguments.space, seed)
         case = Case(settings, arguments.cache, arguments.threads)
-        document["seeds"].append(one_seed(case, arguments, seed))
-        arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        done = list(document["seeds"])
+        for known in one_seed(case, arguments, seed):
+            document["seeds"] = [*done, known]
+            arguments.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -125,10 +125,10 @@ def megabytes(n_bytes: int) -> str:
 
 
 def replay_table() -> str:
-    """Hypervolume of each sampler after so many trials, the best at 100 trials first."""
+    """Hypervolume of each sampler after so many trials, the best at 50 trials first."""
     path = ROOT / "results" / "replay_samplers.json"
     samplers = json.loads(path.read_text(encoding="utf-8"))["samplers"]
-    ranked = sorted(samplers, key=lambda name: -samplers[name]["100"]["mean"])
+    ranked = sorted(samplers, key=lambda name: -samplers[name]["50"]["mean"])
     lines = [
         f"| sampler | {' | '.join(f'{int(n):,}' for n in TRIALS)} | ms per trial |",
         "|---|" + "---|" * (len(TRIALS) + 1),

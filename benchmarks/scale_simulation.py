@@ -46,10 +46,11 @@ def driver_costs(results: Path) -> dict[str, Any]:
     name = "guided" if "guided" in overhead["samplers"] else "nsga2"
     ms = {k: v["last_50_median_ms"] for k, v in overhead["samplers"][name].items()
           if isinstance(v, dict)}  # fmt: skip
+    mirror = overhead["samplers"][name]["mirror_ms_per_trial"]
     message = max(0.0, ray["drivers"]["ray_1_worker"]["ms_per_trial"] - ray["run_trial_alone_ms"])
     return {
         "ask_seconds": ms["ask"] / 1e3,
-        "tell_seconds": (ms["tell"] + ms["journal"] + ms["mirror_add"] + message) / 1e3,
+        "tell_seconds": (ms["tell"] + ms["journal"] + mirror + message) / 1e3,
         "restart_seconds": ray["drivers"]["ray_1_worker"]["seconds_to_first_result"],
         "origin": f"measured: sampler_overhead.json ({name}, {overhead['choices']} choices, last "
         f"50 of {overhead['trials']} trials), driver_overhead.json (Ray, 1 worker: per trial less "

@@ -219,7 +219,9 @@ class OutlierWeights(Residual[OutlierWeightsOptions]):
         rows = torch.bincount(places // shape[1], minlength=shape[0]).cumsum(0)
         starts, columns = functional.pad(rows, (1, 0)), places % shape[1]
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
+            warnings.filterwarnings(
+                "ignore", "Sparse (CSR tensor support|invariant checks)", UserWarning
+            )
             sparse = torch.sparse_csr_tensor(
                 starts, columns, kept, size=shape, check_invariants=True
             )

@@ -22,6 +22,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, create_trial
 
 from autocompress.core import DEFAULT_OBJECTIVES, Objectives, TrialResult
+from autocompress.core.errors import SpaceError
 from autocompress.search.samplers import distributions, new_study, outcome
 from autocompress.spaces import SearchSpace
 
@@ -114,11 +115,13 @@ class Mirror:
         )
 
     def _trial(self, result: TrialResult) -> FrozenTrial:
-        allocation = result.request.allocation
-        inside = allocation in self._space
+        try:
+            levels = self._space.encode(result.request.allocation)
+        except SpaceError:  # a finalist may take schemes that the space does not offer
+            levels = {}
         return create_trial(
-            params=self._space.encode(allocation) if inside else {},
-            distributions=self._distributions if inside else {},
+            params=levels,
+            distributions=self._distributions if levels else {},
             user_attrs=_attributes(result),
             **outcome(result, None, self._objectives),
         )

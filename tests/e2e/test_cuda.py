@@ -20,7 +20,7 @@ pytestmark = [
 _DIGITS = {"pixel_values": torch.linspace(-1, 1, 4 * 16 * 16).view(4, 1, 16, 16)}
 
 
-@pytest.mark.parametrize("space", ["joint", "toolbox", "integer_inputs"])
+@pytest.mark.parametrize("space", ["joint", "toolbox", "integer_inputs", "structure"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert-encoder", "t5", "vit"])
 def test_a_search_on_a_gpu_exports_what_it_measured(family, space, trained, cli, tmp_path):
     out, exported = tmp_path / "run", tmp_path / "exported"

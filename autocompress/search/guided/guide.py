@@ -148,7 +148,9 @@ class Guide:
     def _fit(self) -> _Fit:
         """Of a prefix of the tells whose length depends on their number alone."""
         n_told = len(self._views[0].trials)
-        n_used = n_told - n_told % max(1, n_told // _FITS_PER_DOUBLING)
+        # between powers of two the steps are equal
+        step = max(1, (1 << n_told.bit_length() >> 1) // _FITS_PER_DOUBLING)
+        n_used = n_told - n_told % step
         if self._fitted is None or self._fitted.n_used != n_used:
             used = self._views[0].trials[:n_used]
             scales = [view.scale(n_used) for view in self._views]

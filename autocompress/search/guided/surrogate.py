@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import linalg
+from scipy import linalg, sparse
 
 from autocompress.search.guided.features import SD_CHOICE, SD_OPTION, Levels, OptionFeatures
 from autocompress.search.option_table import Floats
@@ -264,7 +264,7 @@ class Surrogate:
 
     def _misfit(self, unknowns: Unknowns) -> float:
         """Minus the log posterior, up to a constant."""
-        mean, _ = self._linearised(unknowns, self._data.levels)
+        mean = self._expected(unknowns, self._parts(unknowns, self._data.levels))
         residual = (self._data.log_damage - mean) / self._sd
         return 0.5 * float(residual @ residual) + 0.5 * sum(float(p @ p) for p in unknowns.parts)
 
@@ -289,21 +289,34 @@ class Surrogate:
                 if evidence > best:
                     best, self.noise, self._scale = evidence, noise, scale
 
+    def _parts(self, unknowns: Unknowns, levels: Levels) -> Floats:
+        """Damages of the choices' options alone, (m, n_choices)."""
+        parts: Floats = self._corrected(unknowns)[self._features.rows(levels)]
+        return parts
+
+    def _relative(self, parts: Floats) -> Floats:
+        """Log of their sums over that of the usual trial, (m,)."""
+        relative: Floats = np.log(parts.sum(1) + self._floor) - self._center
+        return relative
+
+    def _expected(self, unknowns: Unknowns, parts: Floats) -> Floats:
+        """Mean log damage, (m,)."""
+        law = _SD_OFFSET * float(unknowns.law[0]) + _power(unknowns) * self._relative(parts)
+        return self._center + law
+
     def _linearised(self, unknowns: Unknowns, levels: Levels) -> tuple[Floats, Jacobian]:
         """Mean log damage (m,) and its derivative."""
-        features = self._features
-        rows = features.rows(levels)
-        parts = self._corrected(unknowns)[rows]
-        total = parts.sum(1) + self._floor
-        relative = np.log(total) - self._center
-        power = _power(unknowns)
-        shares = power * parts / total[:, None]
-        law = np.column_stack((np.full(len(rows), _SD_OFFSET), _SD_LOG_POWER * power * relative))
-        spread = np.zeros((len(rows), features.n_rows))
-        np.put_along_axis(spread, rows, shares, axis=1)
-        shared = spread @ features.shared
-        mean = self._center + _SD_OFFSET * float(unknowns.law[0]) + power * relative
-        return mean, Jacobian(law, shared, shares, levels)
+        features, parts = self._features, self._parts(unknowns, levels)
+        power, relative = _power(unknowns), self._relative(parts)
+        shares = power * parts / (parts.sum(1) + self._floor)[:, None]
+        law = np.column_stack((np.full(len(parts), _SD_OFFSET), _SD_LOG_POWER * power * relative))
+        starts = np.arange(0, shares.size + 1, max(1, shares.shape[1]))
+        columns = features.rows(levels).ravel()
+        spread = sparse.csr_array(
+            (shares.ravel(), columns, starts), shape=(len(parts), features.n_rows)
+        )
+        shared: Floats = spread @ features.shared
+        return self._expected(unknowns, parts), Jacobian(law, shared, shares, levels)
 
 
 def _power(unknowns: Unknowns) -> float:
