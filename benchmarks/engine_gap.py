@@ -20,17 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from allocators import SPACES, Case, Held, settings_of, tokens_of, uniform_at
+from block_tuning import rebuilt
 
-from autocompress.core import Allocation, TrialRequest
-from autocompress.search.run_trial import run_trial
-from autocompress.workflows.rebuild import (
-    BLOCK_STEPS,
-    Recipe,
-    rebuilt_bank,
-    statistics_name,
-    strongest_allocation,
-)
-from autocompress.workflows.session import EXACT_DTYPE
+from autocompress.core import Allocation
+from autocompress.workflows.rebuild import BLOCK_STEPS
 from autocompress.workflows.settings import SearchSettings
 
 STEPS = ("weighted", "searched", "finalized")
@@ -38,17 +31,12 @@ STEPS = ("weighted", "searched", "finalized")
 
 def finalized(case: Case, allocation: Allocation) -> dict[str, Any]:
     """An allocation rebuilt block by block, as a search ends, on report tokens."""
-    session, bank = case.session, case.search.bank
     started = time.perf_counter()
-    rebuilt = strongest_allocation(session.base.layout, allocation)
-    name = statistics_name(session, bank, allocation, BLOCK_STEPS)
-    better = rebuilt_bank(session, bank, EXACT_DTYPE, Recipe(rebuilt, name))
-    request = TrialRequest(0, rebuilt, "finalized")
-    result = run_trial(request, context=replace(case.report, bank=better))
+    result, _ = rebuilt(case, allocation, BLOCK_STEPS)
     assert result.metrics is not None, result.error
     quality = result.metrics.quality
     return {
-        "bits": case.bits(rebuilt),
+        "bits": case.bits(result.request.allocation),
         "damage": quality.damage.to_json(),
         "metrics": {n: m.value for n, m in quality.metrics.items()},
         "seconds": round(time.perf_counter() - started, 1),

@@ -25,6 +25,7 @@ REPLAY_BEGIN, REPLAY_END = "<!-- replay: begin -->", "<!-- replay: end -->"
 ALLOCATORS_BEGIN, ALLOCATORS_END = "<!-- allocators: begin -->", "<!-- allocators: end -->"
 ALLOCATORS = (
     ("minilm_gptq", "all-MiniLM-L6-v2, GPTQ at 2, 3, 4, 6, 8 bits"),
+    ("minilm_dnas", "all-MiniLM-L6-v2, GPTQ at 2, 3, 4, 6, 8 bits"),
     ("minilm_rtn", "all-MiniLM-L6-v2, round to nearest at 2, 3, 4, 6, 8 bits"),
     ("gemma_gptq", "Gemma 3 270M, GPTQ at 2, 3, 4, 6, 8 bits"),
     ("gemma_rtn", "Gemma 3 270M, round to nearest at 2, 3, 4, 6, 8 bits"),

@@ -79,7 +79,9 @@ By = Annotated[str, typer.Option(help="cost-efficiency, quality, size or knee.")
 MemberId = Annotated[str, typer.Argument(help="Member id (or its start), or a baseline's name.")]
 BlockSteps = Annotated[
     int,
-    typer.Option(help="Steps that tune the scales of each block's layers together; 0 for none."),
+    typer.Option(
+        help="Steps that tune scales and rounding of each block as a whole, such as 96; 0: none."
+    ),
 ]
 Format = Annotated[str, typer.Option("--format", help=f"One of: {', '.join(EXPORTERS)}.")]
 Verify = Annotated[

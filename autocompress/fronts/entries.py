@@ -99,7 +99,7 @@ class Finalized:
         search_damage: of the member as the search had it, on search tokens.
         rebuilt_damage: of the rebuilt member on the same tokens.
         difference: rebuilt minus searched, per sequence (summed over its tokens), paired.
-        block_steps: of gradient descent on the scales of each block; 0 if none was tuned.
+        block_steps: of gradient descent on scales and rounding of each block; 0 if none was tuned.
     """
 
     searched_as: str

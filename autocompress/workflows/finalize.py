@@ -1,9 +1,9 @@
 """Rebuild a picked member with more care, and keep the result only if it is better.
 
 The member keeps its bytes. Each layer is compressed again by the strongest method that stores as
-much, with statistics gathered block by block on the compressed prefix; on request the scales of
-each block's layers are then tuned together (`models/block_tuning.py`). Old and new are compared on
-the search tokens, sequence by sequence. The report tokens measure what is kept; they decide only
+much, with statistics gathered block by block on the compressed prefix; on request scales and
+rounding of each block are then tuned together (`models/block_tuning.py`). Old and new are compared
+on the search tokens, sequence by sequence. The report tokens measure what is kept; they decide only
 that a rebuilt member which another one beats there is not put on the front.
 """
 
@@ -108,8 +108,8 @@ def finalize_member(
     Args:
         directory: run directory.
         member_id: id, unambiguous start of an id, or name of a baseline on the front.
-        block_steps: of gradient descent on the scales of each block's layers together, after
-            they were compressed; 0 for none.
+        block_steps: of gradient descent on scales and rounding of each block as a whole, after its
+            layers were compressed; 0 for none.
         progress: told when a long step starts.
 
     Raises:

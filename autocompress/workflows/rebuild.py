@@ -25,7 +25,7 @@ from autocompress.methods import (
 )
 from autocompress.models import ModelLayout, StatisticsStore
 from autocompress.models.block_runs import BlockRun, TokenWeights
-from autocompress.models.block_tuning import FIRST_STEP, tune_block
+from autocompress.models.block_tuning import FIRST_STEP, ROUNDING_STEP, tune_block
 from autocompress.models.curvature_pass import TEMPERING
 from autocompress.models.sequential import collect_sequential_statistics
 from autocompress.workflows.session import CALIBRATION_BATCH, Session
@@ -61,7 +61,7 @@ def statistics_name(session: Session, base: Bank, searched: Allocation, block_st
     entries = [[name, base.path(name, scheme).stem] for name, scheme in searched.items()]
     weighting = session.settings.token_weighting
     facts = ["sequential statistics", 2, session.splits.calibration.digest, weighting]
-    tuning = ["block tuning", 1, block_steps, FIRST_STEP] if block_steps else []
+    tuning = ["block tuning", 2, block_steps, FIRST_STEP, ROUNDING_STEP] if block_steps else []
     return digest([*facts, *tuning, entries])
 
 
@@ -92,7 +92,7 @@ class Recipe:
     Attributes:
         allocation: of the strongest methods.
         statistics: name of the sequential statistics, see `statistics_name`.
-        block_steps: of gradient descent on the scales of each block; 0 for none.
+        block_steps: of gradient descent on scales and rounding of each block; 0 for none.
     """
 
     allocation: Allocation
@@ -184,8 +184,9 @@ class _Rebuilding:
         wanted = self.tunable(layers)
         if not self.tuned.holds(wanted):
             packed = {n: self.bank.packed(n, s).to(weight.device) for n, s in wanted.items()}
+            base = {n: self._session.weights[n].to(weight.device) for n in wanted}
             steps = self._recipe.block_steps
-            self.tuned.put(tune_block(run, packed, steps=steps, dtype=weight.dtype).layers)
+            self.tuned.put(tune_block(run, packed, base, steps=steps, dtype=weight.dtype).layers)
         found = {n: entry.to(weight.device) for n, entry in self.tuned.all(wanted).items()}
         return {n: decode(e.tensors, e.scheme, e.shape, weight.dtype) for n, e in found.items()}
 

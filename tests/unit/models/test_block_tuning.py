@@ -31,11 +31,16 @@ def stored_layout(packed):
     }
 
 
+@pytest.mark.parametrize(
+    ("sizes", "moved"),
+    [((0.01, 0.0), {"scales"}), ((0.0, 0.004), {"packed"})],
+    ids=["scales", "codes"],
+)
 @pytest.mark.parametrize("text", TUNABLE)
-def test_a_layer_starts_as_it_is_stored_and_moves_downhill_in_the_same_layout(text):
+def test_a_layer_starts_as_it_is_stored_and_moves_downhill_in_the_same_layout(text, sizes, moved):
     layer = example_layer(36, 90)
     packed = layer.compress(text)
-    movable = Tunable(packed)
+    movable = Tunable(packed, layer.weight)
     start = packed.to_dense()
     torch.testing.assert_close(movable.dense(torch.float32), start, rtol=1e-5, atol=1e-6)
     inputs = torch.randn(200, 90, generator=torch.Generator().manual_seed(0))
@@ -47,15 +52,13 @@ def test_a_layer_starts_as_it_is_stored_and_moves_downhill_in_the_same_layout(te
     before, least = loss(), torch.inf
     for step in range(20):
         error = inputs @ movable.dense(torch.float32).T - wanted
-        movable.descend(error.T @ inputs, 0.01 * (1 - step / 20))
+        movable.descend(error.T @ inputs, *(size * (1 - step / 20) for size in sizes))
         least = min(least, loss())
     assert least < before
     after = movable.packed()
     assert stored_layout(after) == stored_layout(packed)
     assert after.scheme == packed.scheme
-    assert {n for n, t in packed.tensors.items() if not torch.equal(t, after.tensors[n])} == {
-        "scales"
-    }
+    assert {n for n, t in packed.tensors.items() if not torch.equal(t, after.tensors[n])} == moved
     torch.testing.assert_close(after.to_dense(), movable.dense(torch.float32), rtol=1e-5, atol=1e-6)
     assert torch.equal(packed.to_dense(), start)
     if "sparsity=0.5" in text:
@@ -90,7 +93,8 @@ def tuned_model(family, path, steps, text="rtn(bits=3,group_size=0)", token_weig
 
     def tune(layers, run):
         given = {layer.name: packed[layer.name] for layer in layers}
-        done = tune_block(run, given, steps=steps, dtype=torch.float32)
+        weights = {layer.name: weight_matrix(module, layer) for layer in layers}
+        done = tune_block(run, given, weights, steps=steps, dtype=torch.float32)
         losses.append((done.before, done.after))
         packed.update(done.layers)
         return {n: decode(p.tensors, p.scheme, p.shape, p.dtype) for n, p in done.layers.items()}
@@ -162,7 +166,7 @@ def test_one_batch_leaves_nothing_to_hold_back_and_the_block_stays(tmp_path):
     kept = []
 
     def tune(_, run):
-        kept.append(tune_block(run, {name: packed}, steps=3, dtype=torch.float32))
+        kept.append(tune_block(run, {name: packed}, {name: weight}, steps=3, dtype=torch.float32))
         return {}
 
     collect_sequential_statistics(
