@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from allocators import SPACES, Case, settings_of, tokens_of
+from allocators import SPACES, Case, damage_of, settings_of, tokens_of
 
 from autocompress.core import Allocation, TrialRequest, TrialResult
+from autocompress.fronts import paired_difference
 from autocompress.search.run_trial import run_trial
 from autocompress.workflows.rebuild import (
     Recipe,
@@ -46,16 +45,13 @@ def rebuilt(case: Case, searched: Allocation, steps: int) -> tuple[TrialResult, 
 
 def row_of(bits: int, steps: int, plain: TrialResult, found: TrialResult) -> dict[str, Any]:
     """One line of the JSON."""
-    assert plain.metrics is not None
-    assert found.metrics is not None
-    before, after = (r.metrics.quality.damage for r in (plain, found) if r.metrics is not None)
-    pairs = zip(plain.damages, found.damages, strict=True)
-    differences = [now - then for then, now in pairs]
+    assert found.metrics is not None, found.error
+    damage = found.metrics.quality.damage
+    difference = paired_difference(found.damages, plain.damages)
     return {
-        "bits": bits, "steps": steps, "damage": after.to_json(),
-        "relative": round(after.value / before.value - 1, 4),
-        "difference": statistics.fmean(differences),
-        "difference_error": statistics.stdev(differences) / math.sqrt(len(differences)),
+        "bits": bits, "steps": steps, "damage": damage.to_json(),
+        "relative": round(damage.value / damage_of(plain) - 1, 4),
+        "difference": difference.value, "difference_error": difference.standard_error,
     }  # fmt: skip
 
 

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
-import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ import torch
 from autocompress.core import Allocation, LayerSpec, Scheme, Stage, TrialRequest
 from autocompress.core.errors import SchemeError, UnknownNameError
 from autocompress.core.layer import BLOCKS, Place
+from autocompress.fronts import paired_difference
 from autocompress.methods import (
     LayerProblem,
     check,
@@ -280,10 +279,8 @@ def verdict(claim: Claim, rows: dict[str, dict[str, Any]]) -> dict[str, Any] | N
     """
     if claim.better not in rows or claim.worse not in rows:
         return None
-    pairs = zip(rows[claim.better]["damages"], rows[claim.worse]["damages"], strict=True)
-    differences = [better - worse for better, worse in pairs]
-    mean = statistics.fmean(differences)
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    found = paired_difference(rows[claim.better]["damages"], rows[claim.worse]["damages"])
+    mean, error = found.value, found.standard_error
     if abs(mean) <= 2 * error:
         answer = "holds" if claim.may_tie else "not decided"
     else:

@@ -7,6 +7,7 @@ from autocompress.fronts.comparison import (
     against_baselines,
     comparison_summary,
     paired,
+    paired_difference,
     unpaired,
 )
 from autocompress.fronts.document import (
@@ -55,6 +56,7 @@ __all__ = [
     "knee_index",
     "non_dominated",
     "paired",
+    "paired_difference",
     "parse_bytes",
     "pick",
     "reference_point",

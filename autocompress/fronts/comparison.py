@@ -156,13 +156,19 @@ def paired(damages: Mapping[str, Sequence[float]]) -> Differences:
         one, other = damages.get(member.id, ()), damages.get(baseline.id, ())
         if len(one) != len(other) or len(one) < 2 or member.id == baseline.id:
             return plain
-        gaps = [a - b for a, b in zip(one, other, strict=True)]
-        if not all(map(math.isfinite, gaps)):
+        if not all(map(math.isfinite, (*one, *other))):
             return plain
-        error = statistics.stdev(gaps) / math.sqrt(len(gaps))
-        return Difference(plain.retained, Measurement(statistics.fmean(gaps), error))
+        return Difference(plain.retained, paired_difference(one, other))
 
     return between
+
+
+def paired_difference(new: Sequence[float], old: Sequence[float]) -> Measurement:
+    """Mean of new minus old, finite and in the same order, with the error of the differences."""
+    gaps = [a - b for a, b in zip(new, old, strict=True)]
+    if len(gaps) < 2:
+        return Measurement(sum(gaps), math.nan)
+    return Measurement(statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps)))
 
 
 def against_baselines(

@@ -22,14 +22,13 @@ from torch import Tensor
 from autocompress.core.errors import SchemeError
 from autocompress.methods.base import METHODS
 from autocompress.methods.gptq import GPTQOptions, RefinedGPTQ
-from autocompress.methods.grid import Grid, GridOptions, storable
+from autocompress.methods.grid import Grid, GridOptions, least_offsets, storable
 from autocompress.methods.levels import grouped, per_weight
 from autocompress.methods.problem import InverseFactor, LayerProblem, row_losses
 
 _ROWS_AT_ONCE = 1 << 17  # elements of each of the buffers of a chunk of rows
 _FIRST_STEP = 0.1  # the first step is this share of 1 / iterations
 _MOST_ITERATIONS = 10_000
-_HALF = 0.49  # a little less, so that what is moved there rounds as wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +161,8 @@ class Rounding:
         self._bottom_end = -self._scales * self._zeros
         self._top_end = self._scales * (self._top - self._zeros)
         self.high, self.low = torch.ones_like(self._scales), torch.ones_like(self._scales)
-        missing = codes - (weight / self._wide(self._scales) + self._wide(self._zeros))
-        self.offsets = missing.sign() * (missing.abs() - _HALF).clamp_(min=0)
+        places = weight / self._wide(self._scales) + self._wide(self._zeros)
+        self.offsets = least_offsets(codes, places)
         self._first_offsets = self.offsets
 
     def iterate(self) -> Iterate:

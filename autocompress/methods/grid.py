@@ -24,6 +24,9 @@ from autocompress.methods.packing import pack, packed_bytes, unpack, unpack_some
 from autocompress.methods.problem import LayerProblem
 
 _FP16_MAX = 65504.0
+NEARLY_HALF = 0.49
+"""Of a step: what is moved so far from a level still rounds to it, whatever the last digit."""
+
 _FP16_TINY = 2.0**-24
 _ROWS_AT_ONCE = 1 << 17  # elements; a few buffers of this size fit the second-level cache
 
@@ -297,6 +300,12 @@ class _Best:
         residual = self._levels(scale, zero)
         torch.addcmul(self._negative, residual, scale[..., None], out=residual)
         return residual.square_().mul_(self._importance).sum(-1)
+
+
+def least_offsets(codes: Tensor, places: Tensor) -> Tensor:
+    """Smallest offsets (o, d) with which `places`, in steps of the grid, round to `codes`."""
+    missing = codes - places
+    return missing.sign() * (missing.abs() - NEARLY_HALF).clamp_(min=0)
 
 
 def storable(scale: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from autocompress.core.scheme import Scheme
 from autocompress.methods.compress import CompressedWeight
-from autocompress.methods.grid import GridCoding, storable
+from autocompress.methods.grid import NEARLY_HALF, GridCoding, least_offsets, storable
 from autocompress.methods.levels import grouped, per_weight
 from autocompress.methods.problem import LayerProblem, LayerStatistics
 from autocompress.methods.schemes import Plan, plan
@@ -26,7 +26,6 @@ from autocompress.methods.storage import RESIDUAL, TRANSFORM, under
 
 _MEAN, _SQUARE = 0.9, 0.95  # how much of the running means stays at each step
 _LARGEST_CHANGE = 0.25  # of a scale, relative
-_HALF = 0.49  # a little less, so that what is moved there rounds as wanted
 _TINY = 1e-30
 
 
@@ -84,7 +83,7 @@ class Tunable:
         self._change.clamp_(-_LARGEST_CHANGE, _LARGEST_CHANGE)
         of_codes = of_values * self._wide(self._start)
         self._offsets -= rounding_step * of_codes.sign()
-        self._offsets.clamp_(-_HALF, _HALF)
+        self._offsets.clamp_(-NEARLY_HALF, NEARLY_HALF)
 
     def packed(self) -> CompressedWeight:
         """The layer as it is now: other codes and scales, in the same layout."""
@@ -99,8 +98,7 @@ class Tunable:
         if self._residual is not None:
             values = values - self._residual
         places = values / self._wide(self._start) + self._zeros
-        missing = codes - places
-        return places + missing.sign() * (missing.abs() - _HALF).clamp_(min=0)
+        return places + least_offsets(codes, places)
 
     def _codes(self) -> Tensor:
         """Rounded as they are now, (o, d) uint8."""

@@ -117,7 +117,7 @@ class Mirror:
     def _trial(self, result: TrialResult) -> FrozenTrial:
         try:
             levels = self._space.encode(result.request.allocation)
-        except SpaceError:  # a finalist may take schemes that the space does not offer
+        except SpaceError:  # such as the base model where no choice offers it
             levels = {}
         return create_trial(
             params=levels,

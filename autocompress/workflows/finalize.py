@@ -9,9 +9,6 @@ that a rebuilt member which another one beats there is not put on the front.
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +16,21 @@ from typing import Any
 from autocompress.bank import Bank
 from autocompress.core import (
     Allocation,
-    Measurement,
     Metrics,
     TrialRequest,
     TrialResult,
     digest,
 )
 from autocompress.core.errors import NoAnswerError, TrialError, UsageError
-from autocompress.fronts import Finalized, FrontDocument, Member, MemberQuality, find_member, paired
+from autocompress.fronts import (
+    Finalized,
+    FrontDocument,
+    Member,
+    MemberQuality,
+    find_member,
+    paired,
+    paired_difference,
+)
 from autocompress.methods import footprint
 from autocompress.objectives import CostEfficiency
 from autocompress.report.layers import layer_bits
@@ -226,7 +230,7 @@ def _compare(case: _Case, pair: _Pair) -> Finalized:
         },
         search_damage=_metrics(old).quality.damage,
         rebuilt_damage=_metrics(new).quality.damage,
-        difference=_paired_difference(new.damages, old.damages),
+        difference=paired_difference(new.damages, old.damages),
     )
 
 
@@ -239,14 +243,6 @@ def _measured(context: TrialContext, allocation: Allocation, bank: Bank) -> Tria
             "front is as it was. Next step: pick another member."
         )
     return result
-
-
-def _paired_difference(new: Sequence[float], old: Sequence[float]) -> Measurement:
-    """Mean of new minus old with the standard error of the paired differences."""
-    gaps = [a - b for a, b in zip(new, old, strict=True)]
-    if len(gaps) < 2:
-        return Measurement(sum(gaps), math.nan)
-    return Measurement(statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps)))
 
 
 def _replace(case: _Case, pair: _Pair, finalized: Finalized) -> Finalization:

@@ -264,7 +264,7 @@ class Surrogate:
 
     def _misfit(self, unknowns: Unknowns) -> float:
         """Minus the log posterior, up to a constant."""
-        mean = self._expected(unknowns, self._parts(unknowns, self._data.levels))
+        mean = self._expected(unknowns, self._parts(unknowns, self._data.levels)[1])
         residual = (self._data.log_damage - mean) / self._sd
         return 0.5 * float(residual @ residual) + 0.5 * sum(float(p @ p) for p in unknowns.parts)
 
@@ -289,34 +289,33 @@ class Surrogate:
                 if evidence > best:
                     best, self.noise, self._scale = evidence, noise, scale
 
-    def _parts(self, unknowns: Unknowns, levels: Levels) -> Floats:
-        """Damages of the choices' options alone, (m, n_choices)."""
+    def _parts(self, unknowns: Unknowns, levels: Levels) -> tuple[Floats, Floats]:
+        """Damages of the choices' options alone (m, n_choices), and their sums (m,)."""
         parts: Floats = self._corrected(unknowns)[self._features.rows(levels)]
-        return parts
+        return parts, parts.sum(1) + self._floor
 
-    def _relative(self, parts: Floats) -> Floats:
-        """Log of their sums over that of the usual trial, (m,)."""
-        relative: Floats = np.log(parts.sum(1) + self._floor) - self._center
-        return relative
-
-    def _expected(self, unknowns: Unknowns, parts: Floats) -> Floats:
-        """Mean log damage, (m,)."""
-        law = _SD_OFFSET * float(unknowns.law[0]) + _power(unknowns) * self._relative(parts)
-        return self._center + law
+    def _expected(self, unknowns: Unknowns, totals: Floats) -> Floats:
+        """Mean log damage of such sums, (m,)."""
+        relative = np.log(totals) - self._center
+        return self._center + (_SD_OFFSET * float(unknowns.law[0]) + _power(unknowns) * relative)
 
     def _linearised(self, unknowns: Unknowns, levels: Levels) -> tuple[Floats, Jacobian]:
         """Mean log damage (m,) and its derivative."""
-        features, parts = self._features, self._parts(unknowns, levels)
-        power, relative = _power(unknowns), self._relative(parts)
-        shares = power * parts / (parts.sum(1) + self._floor)[:, None]
+        features, power = self._features, _power(unknowns)
+        parts, totals = self._parts(unknowns, levels)
+        shares = power * parts / totals[:, None]
+        relative = np.log(totals) - self._center
         law = np.column_stack((np.full(len(parts), _SD_OFFSET), _SD_LOG_POWER * power * relative))
-        starts = np.arange(0, shares.size + 1, max(1, shares.shape[1]))
-        columns = features.rows(levels).ravel()
         spread = sparse.csr_array(
-            (shares.ravel(), columns, starts), shape=(len(parts), features.n_rows)
+            (
+                shares.ravel(),
+                features.rows(levels).ravel(),
+                np.arange(len(parts) + 1) * parts.shape[1],
+            ),
+            shape=(len(parts), features.n_rows),
         )
         shared: Floats = spread @ features.shared
-        return self._expected(unknowns, parts), Jacobian(law, shared, shares, levels)
+        return self._expected(unknowns, totals), Jacobian(law, shared, shares, levels)
 
 
 def _power(unknowns: Unknowns) -> float:
