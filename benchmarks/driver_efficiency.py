@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from allocators import SPACES, Case, settings_of, tokens_of
-from process_memory import MOST, resident_bytes
+from process_memory import worker_peaks
 
 from autocompress.core import Allocation, TrialRequest
 from autocompress.core.machine import cpu_model
@@ -91,19 +91,6 @@ def seconds_per_trial(driver: Driver, requests: list[TrialRequest]) -> float:
     return (time.perf_counter() - started) / len(requests)
 
 
-def worker_peaks() -> list[int]:
-    """Peak resident bytes of the Ray workers that live now, shared pages included."""
-    peaks = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-            if b"ray::Worker" in command:
-                peaks.append(resident_bytes(MOST, process))
-        except OSError:
-            continue
-    return peaks
-
-
 def imports_peak() -> int:
     """Peak resident bytes of a process that has imported what a worker imports, and no more."""
     code = f"{IMPORTS}; from process_memory import *; print(resident_bytes(MOST))"
@@ -124,7 +111,7 @@ def measure(case: Case, n: int, rounds: int) -> dict[str, Any]:
         with RayDriver(context, workers=workers) as driver:
             seconds_per_trial(driver, draw.requests())  # workers start and decode weights
             seconds = seconds_per_trial(driver, draw.requests())
-            peaks.extend(worker_peaks())
+            peaks.extend(worker_peaks().values())
         return seconds
 
     local = LocalDriver(context)

@@ -22,6 +22,18 @@ def resident_bytes(what: str = NOW, process: Path = Path("/proc/self")) -> int:
     return 1024 * int(found[1]) if found else 0  # one that is ending holds nothing
 
 
+def worker_peaks() -> dict[int, int]:
+    """Peak resident bytes of the Ray workers that live now, by process number."""
+    peaks: dict[int, int] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if b"ray::Worker" in (process / "cmdline").read_bytes():
+                peaks[int(process.name)] = resident_bytes(MOST, process)
+        except OSError:
+            continue
+    return peaks
+
+
 def library_bytes() -> int:
     """What this process holds of the code that it runs: pages of programs and libraries."""
     found, counts = 0, False

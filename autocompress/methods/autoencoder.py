@@ -203,7 +203,7 @@ def coded(
 
 
 def _factor(problem: LayerProblem, piece: int) -> tuple[InverseFactor, tuple[str, ...]]:
-    reason = problem.too_few_tokens
+    reason = problem.unseen
     if not reason:
         factor = problem.inverse_factor(by_activation=True, damping=DAMPING, piece=piece)
         if factor is not None:

@@ -56,9 +56,8 @@ class BasisSharing(Factorizer[BasisOptions], Sharing):
     ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         """See `Factorizer.factorize`, of all layers stacked: A (n o, r) and B (r, d)."""
         notes: tuple[str, ...] = ()
-        if problem.too_few_tokens:
-            instead = "H plus a ridge" if problem.hessian is not None else "the plain decomposition"
-            notes = (f"basis_sharing used {instead}: {problem.too_few_tokens}",)
+        if problem.unseen:
+            notes = (f"basis_sharing used the plain decomposition: {problem.unseen}",)
         outer, inner = split(problem.whitened_spectrum, options.rank)
         return outer, inner, notes
 

@@ -194,9 +194,9 @@ def refitted(
 ) -> Tensor:
     """The A that makes up best for what compression did to B: ``W H B^T (B H B^T)^-1``.
 
-    `outer` is kept if there are too few tokens to trust H, or ``B H B^T`` is singular.
+    `outer` is kept if there is no H, or ``B H B^T`` is singular.
     """
-    if problem.hessian is None or statistics.hessian is None or problem.too_few_tokens:
+    if problem.hessian is None or statistics.hessian is None:
         return outer
     hessian = statistics.hessian.double()
     ridge = _REFIT_DAMPING * float(hessian.diagonal().mean())

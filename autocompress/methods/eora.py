@@ -33,9 +33,9 @@ class EoRA(Correction[CorrectionOptions]):
         """See `Residual.fit`; the stages before represent the whole weight."""
         hessian = problem.hessian
         notes: tuple[str, ...] = ()
-        if problem.too_few_tokens:
+        if problem.unseen:
             hessian = None
-            notes = (f"eora used the plain decomposition: {problem.too_few_tokens}",)
+            notes = (f"eora used the plain decomposition: {problem.unseen}",)
         error = problem.weight - compressed(problem.weight)
         return correction_of(error, hessian, options), problem.weight, notes
 

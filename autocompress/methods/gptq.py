@@ -128,8 +128,8 @@ class RefinedGPTQ(GridQuantizer[GPTQOptionsT]):
 
 def usable_factor(problem: LayerProblem, options: GPTQOptions) -> tuple[InverseFactor | None, str]:
     """The inverse factor, or None and why H is of no use."""
-    if problem.too_few_tokens:
-        return None, problem.too_few_tokens
+    if problem.unseen:
+        return None, problem.unseen
     factor = problem.inverse_factor(by_activation=options.actorder, damping=options.damping)
     return factor, "" if factor else "H has no Cholesky factor at any damping up to 1"
 

@@ -58,9 +58,9 @@ class LQLoRA(Correction[LQLoRAOptions]):
         """See `Residual.fit`."""
         weight, judge = problem.weight, problem
         notes: tuple[str, ...] = ()
-        if problem.too_few_tokens:
+        if problem.unseen:
             judge = LayerProblem(weight, LayerStatistics.none())
-            notes = (f"lq_lora used the plain decomposition: {problem.too_few_tokens}",)
+            notes = (f"lq_lora used the plain decomposition: {problem.unseen}",)
         target, lowest = weight, math.inf
         best: tuple[dict[str, Tensor], Tensor] = {}, weight
         for _ in range(1 + options.iterations):

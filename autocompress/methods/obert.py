@@ -99,9 +99,7 @@ def _inverse_blocks(problem: LayerProblem, block: int) -> tuple[Tensor, tuple[st
     width, reason = min(block, d), ""
     if width > 1:
         if problem.hessian is None:
-            reason = "the layer has no calibration statistics"
-        elif problem.n_tokens < 2 * width:
-            reason = f"{problem.n_tokens} calibration tokens are fewer than twice the block {width}"
+            reason = problem.unseen
         else:
             inverse = _inverted(problem.hessian, problem.importance, width)
             if inverse is not None:

@@ -102,9 +102,9 @@ class OutlierColumns(Residual[OutlierOptions]):
         index = keep_highest(energies[None], options.n_of(d))[0].nonzero()[:, 0]
         target = weight.index_fill(1, index, 0.0)
         notes: tuple[str, ...] = ()
-        if problem.too_few_tokens:
+        if problem.unseen:
             kept = weight[:, index]
-            notes = (f"outlier_columns kept columns as they are: {problem.too_few_tokens}",)
+            notes = (f"outlier_columns kept columns as they are: {problem.unseen}",)
         else:
             kept = _fitted(weight - compressed(target), problem, index)
         stored = {

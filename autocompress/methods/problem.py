@@ -14,12 +14,13 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
+from autocompress.core.digest import digest
 from autocompress.core.errors import ModelError, SchemeError
 
 DAMPING = 0.01
 """Share of the mean of diag(H) that is added to the diagonal."""
 
-_SHRINKAGE = 0.1  # the same, for a decomposition of an H of too few tokens
+_SHRINKAGE = 0.25  # benchmarks/few_tokens.py
 _ROWS_AT_ONCE = 16384
 _NEGLIGIBLE = 1e-14  # share of the largest eigenvalue of a Gram matrix that is rounding noise
 
@@ -35,11 +36,36 @@ class LayerStatistics:
             activations or was not seen.
         n_tokens: tokens that H averages.
         digest: of the content; part of the key of cached results.
+        ridge: share of the mean of diag(H) that is added to the diagonal before H is used.
     """
 
     hessian: Tensor | None
     n_tokens: int
     digest: str
+    ridge: float = 0.0
+
+    @classmethod
+    def sampled(cls, hessian: Tensor | None, n_tokens: int, identity: str) -> LayerStatistics:
+        """Of tokens that stand for others: H gets a ridge of ``d / (4 n)`` of the mean of diag(H).
+
+        Compensating errors by the H of few tokens fits its noise. The ridge is that of a shrinkage
+        to the identity (Ledoit and Wolf, A well-conditioned estimator for large-dimensional
+        covariance matrices, Journal of Multivariate Analysis 88, 2004); its size is measured
+        (`benchmarks/few_tokens.py`). The fewer tokens, the nearer are methods to their plain form.
+
+        Args:
+            hessian: mean of ``x x^T`` over the tokens, (d, d) float32; None if there were none.
+            n_tokens: so many.
+            identity: digest of the content.
+        """
+        if hessian is None or not n_tokens:
+            return cls.none()
+        return cls(
+            hessian,
+            n_tokens,
+            digest(["sampled", _SHRINKAGE, n_tokens, identity]),
+            ridge=_SHRINKAGE * len(hessian) / n_tokens,
+        )
 
     @classmethod
     def none(cls) -> LayerStatistics:
@@ -120,7 +146,11 @@ class LayerProblem:
                 "Calibration statistics must be finite, but they hold NaN or infinity: the model "
                 "overflows on the calibration tokens. Calibrate in float32 or bfloat16."
             )
-        return hessian.detach().to(self.weight.device, torch.float32)
+        hessian = hessian.detach().to(self.weight.device, torch.float32)
+        if self.statistics.ridge:
+            hessian = hessian.clone()
+            hessian.diagonal().add_(self.statistics.ridge * hessian.diagonal().mean())
+        return hessian
 
     @property
     def n_tokens(self) -> int:
@@ -128,20 +158,9 @@ class LayerProblem:
         return self.statistics.n_tokens
 
     @property
-    def too_few_tokens(self) -> str:
-        """Why H is not to be trusted in directions it hardly saw; empty if it is.
-
-        Below about two tokens per input, compensating errors by H fits its noise.
-        """
-        d = self.weight.shape[1]
-        if self.hessian is None:
-            return "the layer has no calibration statistics"
-        if self.n_tokens >= 2 * d:
-            return ""
-        return (
-            f"{self.n_tokens} calibration tokens are fewer than twice the {d} inputs; "
-            f"give at least {2 * d}"
-        )
+    def unseen(self) -> str:
+        """Why there is no H; empty if there is one."""
+        return "" if self.hessian is not None else "the layer has no calibration statistics"
 
     @cached_property
     def importance(self) -> Tensor:
@@ -219,15 +238,8 @@ class LayerProblem:
 
     @cached_property
     def whitened_spectrum(self) -> Spectrum:
-        """Of the weight whitened by H (SVD-LLM); by H plus a ridge if it has too few tokens.
-
-        The ridge keeps directions that no token took as the plain decomposition would.
-        """
-        hessian = self.hessian
-        if hessian is not None and self.too_few_tokens:
-            ridge = _SHRINKAGE * float(hessian.diagonal().mean()) or 1.0
-            hessian = hessian + ridge * torch.eye(len(hessian), device=hessian.device)
-        return spectrum_of(self.weight, hessian)
+        """Of the weight whitened by H (SVD-LLM)."""
+        return spectrum_of(self.weight, self.hessian)
 
 
 def row_losses(dense: Tensor, weight: Tensor, hessian: Tensor | None) -> Tensor:

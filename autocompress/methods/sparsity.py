@@ -113,8 +113,8 @@ class PruningSparsifier(JointSparsifier[PruningOptions]):
         chosen = self.choose(problem, options)
         if not options.refit:
             return chosen
-        if problem.too_few_tokens:
-            note = f"kept weights were not refitted: {problem.too_few_tokens}"
+        if problem.unseen:
+            note = f"kept weights were not refitted: {problem.unseen}"
             return replace(chosen, notes=(*chosen.notes, note))
         return replace(chosen, values=refitted(problem, chosen.mask))
 

@@ -30,9 +30,8 @@ class SVDLLM(Factorizer[RankOptions]):
     ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         """See `Factorizer.factorize`; without statistics the plain decomposition."""
         notes: tuple[str, ...] = ()
-        if problem.too_few_tokens:
-            instead = "H plus a ridge" if problem.hessian is not None else "the plain decomposition"
-            notes = (f"svd_llm used {instead}: {problem.too_few_tokens}",)
+        if problem.unseen:
+            notes = (f"svd_llm used the plain decomposition: {problem.unseen}",)
         outer, inner = split(problem.whitened_spectrum, options.rank)
         return outer, inner, notes
 

@@ -241,4 +241,4 @@ def _without(statistics: LayerStatistics, left: Tensor, how: str) -> LayerStatis
         return statistics
     there = left.to(hessian.device)
     part = hessian[there][:, there]
-    return LayerStatistics(part, statistics.n_tokens, f"{statistics.digest}.{how}")
+    return replace(statistics, hessian=part, digest=f"{statistics.digest}.{how}")

@@ -34,9 +34,9 @@ class ZipLM(Width):
 
         Where H is of no use: as `wanda_sp`, with a note.
         """
-        if reader.too_few_tokens:
+        if reader.unseen:
             kept = keep_best(output_shares(reader, options.of), options.keep)
-            note = f"ziplm compared weight x input and changed no weight: {reader.too_few_tokens}"
+            note = f"ziplm compared weight x input and changed no weight: {reader.unseen}"
             return Chosen(kept, None, (note,))
         order = reader.latest(
             ("ziplm", options.of),
@@ -113,7 +113,7 @@ def reconstructed(weight: Tensor, hessian: Tensor, kept: Tensor) -> Tensor:
 
 def _damped(reader: LayerProblem) -> Tensor:
     """H + ridge I, (d, d) float64."""
-    assert reader.hessian is not None  # else too few tokens
+    assert reader.hessian is not None  # the caller has checked
     hessian = reader.hessian.double()
     ridge = DAMPING * float(hessian.diagonal().mean()) or 1.0
     return hessian + ridge * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)

@@ -126,8 +126,8 @@ class InputCurvature:
     def n_tokens(self) -> int:
         """Tokens with any weight at all.
 
-        Not Kish's effective size: with unequal weights that falls below two per input for most
-        layers, where rounding to nearest instead of compensating errors does more harm.
+        Not Kish's effective size, which says less of how H should be shrunk: layers whose tokens
+        count very unequally want no larger ridge than others (`benchmarks/few_tokens.py`).
         """
         return int((self.energies > 0).sum())
 
@@ -185,7 +185,7 @@ class CurvatureStore:
         header = self._header(layer, layer.input_name)
         hessian = self._files.tensors(layer.input_name).get("statistics")
         identity = digest(["by gradient", header["digest"]])
-        return LayerStatistics(hessian, int(header["n_tokens"]), identity)
+        return LayerStatistics.sampled(hessian, int(header["n_tokens"]), identity)
 
     def energies(self, layer: LayerSpec) -> Tensor:
         """Weight of each calibration token in the layer's H, (n,) float32, not normalised.

@@ -77,7 +77,7 @@ class StatisticsStore:
         hessian = None
         if header["n_tokens"] != "0":
             hessian = self._files.tensors(layer.input_name)["hessian"]
-        return LayerStatistics(hessian, int(header["n_tokens"]), header["digest"])
+        return LayerStatistics.sampled(hessian, int(header["n_tokens"]), header["digest"])
 
     def put(self, input_name: str, hessian: Tensor | None, n_tokens: int) -> None:
         """Write the statistics of one input; `hessian` is (d, d) float32, None if never seen.

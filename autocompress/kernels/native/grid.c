@@ -8,9 +8,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__AVX2__) && defined(__BMI2__) && defined(__FMA__) && !defined(PORTABLE)
+#if defined(__AVX2__) && defined(__BMI2__) && defined(__FMA__) && defined(__F16C__) && \
+    !defined(PORTABLE)
 #include <immintrin.h>
 #define VECTORS
+#if defined(__AVX512F__) && defined(__AVX512VBMI__) && !defined(NARROW)
+#define WIDE
+#endif
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -27,6 +31,9 @@ typedef struct {
 } Grid;
 
 INLINE float of_half(uint16_t half) {
+#ifdef VECTORS
+    return _cvtsh_ss(half);
+#else
     uint32_t sign = (uint32_t)(half & 0x8000u) << 16, rest = half & 0x7fffu, bits;
     float found;
     if (rest < 0x400u) { /* subnormal: the integer times 2^-24 */
@@ -36,6 +43,7 @@ INLINE float of_half(uint16_t half) {
     bits = sign | ((rest << 13) + 0x38000000u);
     memcpy(&found, &bits, 4);
     return found;
+#endif
 }
 
 INLINE float zero_at(const Grid *m, int64_t row, int64_t g) {
@@ -73,11 +81,56 @@ INLINE __m256 eight(const uint8_t *at, const int bits, const int by_eight) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
 }
 
-INLINE float sum_of(__m256 v) {
+#ifdef WIDE
+#define LANES 16
+#define VEC(name) _mm512_##name
+typedef __m512 Vector;
+
+/* Two chunks. Up to four bits they fit one word, and a table of 16 floats masks what stands above a
+   code while it looks it up. */
+INLINE Vector codes_at(const uint8_t *at, const int bits, const int by_eight) {
+    if (bits == 8)
+        return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)at)));
+    const int step = bits <= 4 ? 8 * bits : 0; /* of the second chunk, in its word */
+    const __m512i first =
+        _mm512_setr_epi32(0, bits, 2 * bits, 3 * bits, 4 * bits, 5 * bits, 6 * bits, 7 * bits, 0,
+                          bits, 2 * bits, 3 * bits, 4 * bits, 5 * bits, 6 * bits, 7 * bits);
+    const __m512i places = _mm512_mask_add_epi32(first, 0xff00, first, _mm512_set1_epi32(step));
+    if (bits <= 4) {
+        const int mask = (1 << bits) - 1;
+        const __m512 values = _mm512_cvtepi32_ps(_mm512_and_si512(
+            _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+            _mm512_set1_epi32(mask)));
+        const __m512i words = _mm512_set1_epi64((int64_t)chunk_at(at, 2 * bits, by_eight));
+        return _mm512_permutexvar_ps(_mm512_multishift_epi64_epi8(places, words), values);
+    }
+    const __m512i low = _mm512_set1_epi64((int64_t)chunk_at(at, bits, by_eight));
+    const __m512i words =
+        _mm512_mask_set1_epi64(low, 0xf0, (int64_t)chunk_at(at + bits, bits, by_eight));
+    const __m512i codes = _mm512_multishift_epi64_epi8(places, words);
+    return _mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32((1 << bits) - 1)));
+}
+
+INLINE Vector widened(__m256 v) { return _mm512_zextps256_ps512(v); }
+
+INLINE float sum_of(Vector v) { return _mm512_reduce_add_ps(v); }
+#else
+#define LANES 8
+#define VEC(name) _mm256_##name
+typedef __m256 Vector;
+
+INLINE Vector codes_at(const uint8_t *at, const int bits, const int by_eight) {
+    return eight(at, bits, by_eight);
+}
+
+INLINE Vector widened(__m256 v) { return v; }
+
+INLINE float sum_of(Vector v) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
+#endif
 #else
 INLINE void eight(float *found, const uint8_t *at, const int bits, const int by_eight) {
     const uint64_t word = chunk_at(at, bits, by_eight), mask = (1u << bits) - 1;
@@ -91,8 +144,8 @@ INLINE void row_product(const Grid *m, int64_t row, const float *x, const float 
     const uint8_t *codes = m->codes + row * (m->d / 8) * bits;
     float shift[TOKENS] = {0};
 #ifdef VECTORS
-    __m256 total[TOKENS];
-    for (int t = 0; t < n; t++) total[t] = _mm256_setzero_ps();
+    Vector total[TOKENS];
+    for (int t = 0; t < n; t++) total[t] = VEC(setzero_ps)();
 #else
     float total[TOKENS] = {0};
 #endif
@@ -103,26 +156,33 @@ INLINE void row_product(const Grid *m, int64_t row, const float *x, const float 
         const float zero = scale * zero_at(m, row, g);
         int64_t j = first;
 #ifdef VECTORS
-        __m256 part[TOKENS][CHAINS];
+        Vector part[TOKENS][CHAINS];
         for (int t = 0; t < n; t++)
-            for (int i = 0; i < CHAINS; i++) part[t][i] = _mm256_setzero_ps();
-        for (; j + 8 * CHAINS <= last; j += 8 * CHAINS, codes += CHAINS * bits)
+            for (int i = 0; i < CHAINS; i++) part[t][i] = VEC(setzero_ps)();
+        for (; j + LANES * CHAINS <= last; j += LANES * CHAINS, codes += LANES / 8 * CHAINS * bits)
             for (int i = 0; i < CHAINS; i++) {
-                const __m256 q = eight(codes + i * bits, bits, by_eight);
+                const Vector q = codes_at(codes + LANES / 8 * i * bits, bits, by_eight);
                 for (int t = 0; t < n; t++) {
-                    const __m256 at = _mm256_loadu_ps(x + t * m->d + j + 8 * i);
-                    part[t][i] = _mm256_fmadd_ps(q, at, part[t][i]);
+                    const Vector at = VEC(loadu_ps)(x + t * m->d + j + LANES * i);
+                    part[t][i] = VEC(fmadd_ps)(q, at, part[t][i]);
                 }
             }
-        for (; j < last; j += 8, codes += bits) {
-            const __m256 q = eight(codes, bits, by_eight);
+        for (; j + LANES <= last; j += LANES, codes += LANES / 8 * bits) {
+            const Vector q = codes_at(codes, bits, by_eight);
             for (int t = 0; t < n; t++)
-                part[t][0] = _mm256_fmadd_ps(q, _mm256_loadu_ps(x + t * m->d + j), part[t][0]);
+                part[t][0] = VEC(fmadd_ps)(q, VEC(loadu_ps)(x + t * m->d + j), part[t][0]);
         }
-        const __m256 wide = _mm256_set1_ps(scale);
+        for (; j < last; j += 8, codes += bits) {
+            const Vector q = widened(eight(codes, bits, by_eight));
+            for (int t = 0; t < n; t++) {
+                const Vector at = widened(_mm256_loadu_ps(x + t * m->d + j));
+                part[t][0] = VEC(fmadd_ps)(q, at, part[t][0]);
+            }
+        }
+        const Vector times = VEC(set1_ps)(scale);
         for (int t = 0; t < n; t++) {
-            for (int i = 1; i < CHAINS; i++) part[t][0] = _mm256_add_ps(part[t][0], part[t][i]);
-            total[t] = _mm256_fmadd_ps(wide, part[t][0], total[t]);
+            for (int i = 1; i < CHAINS; i++) part[t][0] = VEC(add_ps)(part[t][0], part[t][i]);
+            total[t] = VEC(fmadd_ps)(times, part[t][0], total[t]);
         }
 #else
         float part[TOKENS][8] = {{0}};
@@ -179,6 +239,12 @@ INLINE void row_values(const Grid *m, int64_t row, float *out, const int bits, c
         int64_t j = first;
 #ifdef VECTORS
         const __m256 from = _mm256_set1_ps(zero), times = _mm256_set1_ps(scale);
+#ifdef WIDE
+        for (; j + 16 <= last; j += 16, codes += 2 * bits) {
+            const __m512 levels = _mm512_sub_ps(codes_at(codes, bits, by_eight), _mm512_set1_ps(zero));
+            _mm512_storeu_ps(out + j, _mm512_mul_ps(levels, _mm512_set1_ps(scale)));
+        }
+#endif
         for (; j < last; j += 8, codes += bits) {
             const __m256 levels = _mm256_sub_ps(eight(codes, bits, by_eight), from);
             _mm256_storeu_ps(out + j, _mm256_mul_ps(levels, times));

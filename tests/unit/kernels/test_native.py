@@ -25,7 +25,7 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C comp
 SCHEMES = (
     *(f"rtn(bits={bits},group_size=32)" for bits in range(2, 9)),
     *(f"rtn(bits={bits},group_size=24,symmetric=false)" for bits in range(2, 9)),
-    "rtn(bits=3,group_size=0)",
+    *(f"rtn(bits={bits},group_size=0)" for bits in (3, 4, 6, 7, 8)),
     "hadamard+rtn(bits=5,group_size=0)+int_inputs",
 )
 
@@ -36,14 +36,17 @@ def layer(scheme: str, shape: tuple[int, int] = (13, 104)):
     return compress(weight, Scheme.parse(scheme), LayerStatistics.none())
 
 
-@pytest.fixture(scope="module", params=["as this processor is best used", "portable"])
+@pytest.fixture(
+    scope="module", params=["as this processor is best used", "eight lanes", "portable"]
+)
 def functions(request, tmp_path_factory) -> Iterator[object]:
     if COMPILER is None:
         pytest.skip("there is no C compiler")
     folder = tmp_path_factory.mktemp("native")
     if request.param == "portable":
         return build.load(build.compiled(COMPILER, folder, ((),), "-DPORTABLE"))
-    return build.load(build.compiled(COMPILER, folder))
+    narrow = ("-DNARROW",) if request.param == "eight lanes" else ()
+    return build.load(build.compiled(COMPILER, folder, build.FLAGS, *narrow))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

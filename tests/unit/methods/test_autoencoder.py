@@ -230,13 +230,11 @@ def test_it_loses_less_than_a_grid_of_as_many_bits():
         assert problem.loss(one.to_dense()) < 0.9 * loss_of(problem, "gptq(bits=2,group_size=32)")
 
 
-def test_without_statistics_or_with_few_tokens_it_says_what_it_did():
-    few = [problem_of(24, 16, n_tokens=8, seed=seed) for seed in range(2)]
-    none = [LayerProblem(p.weight, LayerStatistics.none()) for p in few]
-    for found in (few, none):
-        for one in together(found, "autoencoder(blocks=0/1,latents=4,steps=1)"):
-            assert one.notes[0].startswith("autoencoder did not compensate: ")
-            assert bool(torch.isfinite(one.to_dense()).all())
+def test_without_statistics_it_says_what_it_did():
+    none = [LayerProblem(p.weight, LayerStatistics.none()) for p in problems()]
+    for one in together(none, "autoencoder(blocks=0/1,latents=4,steps=1)"):
+        assert one.notes[0].startswith("autoencoder did not compensate: ")
+        assert bool(torch.isfinite(one.to_dense()).all())
 
 
 def test_rows_of_zeros_stay_zeros():

@@ -91,10 +91,8 @@ def test_eight_bits_of_the_factors_are_nearly_as_good_as_sixteen():
     assert losses[1] < losses[2] < problem.loss(dense_of(problem, "rtn(bits=3)"))
 
 
-@pytest.mark.parametrize("n_tokens", [0, 40])
-def test_too_few_tokens_fall_back_to_the_plain_decomposition_and_say_so(n_tokens):
-    problem = problem_of((40, 64), n_tokens=n_tokens or 512)
-    statistics = problem.statistics if n_tokens else LayerStatistics.none()
+def test_without_statistics_it_is_the_plain_decomposition_and_says_so():
+    problem, statistics = problem_of((40, 64)), LayerStatistics.none()
     compressed = compress(problem.weight, Scheme.parse("rtn(bits=3)+eora(rank=8)"), statistics)
     assert compressed.notes[-1].startswith("eora used the plain decomposition: ")
     base = compress(problem.weight, Scheme.parse("rtn(bits=3)"), statistics).to_dense()

@@ -111,11 +111,12 @@ def test_without_statistics_experts_are_merged_to_their_plain_mean_and_say_so():
         assert "plain mean" in one.notes[0]
 
 
-def test_experts_that_saw_few_tokens_fall_back_together_and_say_so():
-    few = together(problems((6, 9)), "merged(experts=0/1)+gptq(bits=4)")
-    assert all("15 calibration tokens" in " ".join(one.notes) for one in few)
-    enough = together(problems((20, 20)), "merged(experts=0/1)+gptq(bits=4)")
-    assert all(one.notes == () for one in enough)
+def test_experts_that_saw_no_tokens_fall_back_together_and_say_so():
+    none = [LayerProblem(p.weight, LayerStatistics.none()) for p in problems()]
+    unseen = together(none, "merged(experts=0/1)+gptq(bits=4)")
+    assert all("no calibration statistics" in " ".join(one.notes) for one in unseen)
+    seen = together(problems((2, 9)), "merged(experts=0/1)+gptq(bits=4)")
+    assert all(one.notes == () for one in seen)
 
 
 def test_merged_experts_are_stored_once_to_the_byte():

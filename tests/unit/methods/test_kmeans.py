@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -174,12 +176,11 @@ def test_two_bits_of_codebook_beat_two_bits_of_grid():
     assert loss_of(layer, "kmeans(bits=2,compensate=false)") < 0.8 * rounded
 
 
-def test_too_few_tokens_are_not_compensated_and_it_says_so():
-    layer = example_layer(16, 64, n_tokens=127)
+def test_without_statistics_nothing_is_compensated_and_it_says_so():
+    layer = dataclasses.replace(example_layer(16, 64), statistics=LayerStatistics.none())
     compressed = layer.compress("kmeans(bits=3)")
     assert compressed.notes == (
-        "kmeans did not compensate: 127 calibration tokens are fewer than twice the 64 inputs; "
-        "give at least 128",
+        "kmeans did not compensate: the layer has no calibration statistics",
     )
     plain = layer.compress("kmeans(bits=3,compensate=false)")
     assert plain.notes == ()

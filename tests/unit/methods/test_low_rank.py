@@ -79,13 +79,10 @@ def test_svd_llm_loses_no_more_than_svd(rank):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("n_tokens", [1, 20])
-def test_fewer_tokens_than_inputs_still_give_a_good_weight_and_a_note(shape, n_tokens):
+def test_fewer_tokens_than_inputs_still_give_a_good_weight(shape, n_tokens):
     problem = problem_of(*shape, n_tokens=n_tokens)
-    scheme = Scheme.parse("svd_llm(rank=14)")
-    compressed = compress(problem.weight, scheme, problem.statistics)
-    assert compressed.notes[0].startswith(
-        f"svd_llm used H plus a ridge: {n_tokens} calibration tokens are fewer than twice"
-    )
+    few = LayerStatistics.sampled(problem.statistics.hessian, n_tokens, "few")
+    compressed = compress(problem.weight, Scheme.parse("svd_llm(rank=14)"), few)
     assert torch.isfinite(compressed.to_dense()).all()
     best = float(problem.spectrum.energies[14:].sum())
     lost = (compressed.to_dense() - problem.weight).square().sum()

@@ -122,22 +122,12 @@ def test_the_promised_count_is_the_count_of_the_mask(shape, sparsity):
     assert int(mask.sum()) == METHODS["obs_block"].n_kept(shape, options)
 
 
-def test_a_block_needs_tokens_for_its_own_inputs_only():
-    problem = problem_of(8, 128, n_tokens=64)
-    assert problem.too_few_tokens
-    assert METHODS["obs_block"].prune(problem, SurgeonOptions()).notes == ()
-
-
-def test_without_enough_tokens_weights_go_one_by_one_with_a_note():
-    few = problem_of(8, 128, n_tokens=63)
-    none = LayerProblem(few.weight, LayerStatistics.none())
-    for problem, reason in (
-        (few, "63 calibration tokens are fewer than twice the block 32"),
-        (none, "the layer has no calibration statistics"),
-    ):
-        pruned = METHODS["obs_block"].prune(problem, SurgeonOptions())
-        assert pruned.notes == (f"obs_block took weights one by one: {reason}",)
-        assert torch.equal(pruned.values, problem.weight * pruned.mask)
+def test_without_statistics_weights_go_one_by_one_with_a_note():
+    problem = LayerProblem(problem_of(8, 128).weight, LayerStatistics.none())
+    pruned = METHODS["obs_block"].prune(problem, SurgeonOptions())
+    reason = "the layer has no calibration statistics"
+    assert pruned.notes == (f"obs_block took weights one by one: {reason}",)
+    assert torch.equal(pruned.values, problem.weight * pruned.mask)
 
 
 def test_a_block_that_is_not_positive_definite_takes_weights_one_by_one_with_a_note():

@@ -86,10 +86,10 @@ def test_large_columns_kept_apart_leave_finer_scales_to_the_rest():
     assert (apart["scales"].abs() < 0.5 * plain.abs()).all()
 
 
-def test_too_few_tokens_keep_columns_as_they_are_and_say_so():
-    problem = problem_of((40, 64), n_tokens=40)
+def test_without_statistics_columns_are_kept_as_they_are_and_it_says_so():
+    problem = LayerProblem(problem_of((40, 64)).weight, LayerStatistics.none())
     compressed = compressed_of(problem, "rtn(bits=3)+outlier_columns(share=0.05)")
-    assert compressed.notes[-1].startswith("outlier_columns kept columns as they are: 40 ")
+    assert compressed.notes[-1].startswith("outlier_columns kept columns as they are: ")
     index = compressed.tensors["r.index"].long()
     assert torch.equal(compressed.to_dense()[:, index], problem.weight[:, index].half().float())
 

@@ -193,10 +193,8 @@ def test_a_full_basis_gives_the_weights_back():
         torch.testing.assert_close(compressed.to_dense(), problem.weight, rtol=1e-3, atol=1e-4)
 
 
-def test_without_statistics_or_with_few_tokens_it_says_what_it_did():
-    few = [problem_of(40, 32, n_tokens=16, seed=seed) for seed in range(2)]
-    assert all("H plus a ridge" in c.notes[0] for c in together(few, BASIS))
-    none = [LayerProblem(p.weight, LayerStatistics.none()) for p in few]
+def test_without_statistics_it_says_what_it_did():
+    none = [LayerProblem(p.weight, LayerStatistics.none()) for p in problems()]
     assert all("the plain decomposition" in c.notes[0] for c in together(none, BASIS))
 
 

@@ -164,20 +164,17 @@ def test_half_of_the_weights_cost_half_of_the_bits_and_one_for_the_mask(pattern)
     assert bits == 4 / 2 + 1 + 16 / 128
 
 
-@pytest.mark.parametrize("n_tokens", [0, 127])
-def test_too_few_tokens_choose_by_weight_times_input_in_each_block_and_say_so(n_tokens):
+def test_without_statistics_it_chooses_by_weight_in_each_block_and_says_so():
     layer = example_layer(16, 64)
-    statistics = LayerStatistics(layer.statistics.hessian, n_tokens, "few")
-    statistics = statistics if n_tokens else LayerStatistics.none()
-    problem = LayerProblem(layer.weight, statistics)
-    compressed = compress(layer.weight, Scheme.parse("sparsegpt"), statistics)
+    problem = LayerProblem(layer.weight, LayerStatistics.none())
+    compressed = compress(layer.weight, Scheme.parse("sparsegpt"), problem.statistics)
     dense = compressed.to_dense()
     kept = dense != 0
     assert torch.equal(dense[kept], layer.weight[kept])
     scores = layer.weight.square() * problem.importance
     assert scores[kept].min() >= scores[~kept].max()
     assert compressed.notes == (
-        f"sparsegpt compared |weight| x |input| and changed no weight: {problem.too_few_tokens}",
+        f"sparsegpt compared |weight| x |input| and changed no weight: {problem.unseen}",
     )
 
 

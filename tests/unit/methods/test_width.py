@@ -111,10 +111,10 @@ def test_published_ranking_holds_where_inputs_are_correlated():
     assert losses == sorted(losses, reverse=True)
 
 
-def test_without_enough_tokens_ziplm_changes_no_weight_and_says_so():
-    problem = problem_of(6, 40, n_tokens=50)
+def test_without_statistics_ziplm_changes_no_weight_and_says_so():
+    problem = LayerProblem(problem_of(6, 40).weight, LayerStatistics.none())
     found = compress(problem.weight, Scheme.parse("ziplm(keep=30,of=40)"), problem.statistics)
-    assert "50 calibration tokens" in found.notes[0]
+    assert "no calibration statistics" in found.notes[0]
     dense = found.to_dense()
     columns = dense.abs().sum(0) > 0
     assert int(columns.sum()) == 30

@@ -181,23 +181,21 @@ def test_statistics_of_an_expert_are_of_the_tokens_that_are_sent_to_it(tmp_path)
     assert sum(counts.values()) == n_tokens * 2 * 2 * 2  # two of four, two parts, two blocks
 
 
-def test_an_expert_that_saw_too_few_tokens_is_rounded_and_says_why(tmp_path):
+def test_an_expert_that_saw_fewer_tokens_has_more_of_a_ridge_and_one_of_none_is_rounded(tmp_path):
     model, batches = tiny_model("mixtral"), tiny_batches("mixtral", n_batches=3)
-    router = model.model.layers[0].mlp.gate
-    with torch.no_grad():
-        router.weight[3] = -100 * router.weight[:3].sum(0)
-        router.weight[2] *= 0.05
     layout, store = describe(model), StatisticsStore(tmp_path)
     collect_statistics(model, layout, batches, store)
     counts = count_routed(model, layout, batches)
+    experts = [x for x in layout.layers if x.role == "gate_up" and x.block == 0]
     scheme = Scheme.parse("gptq(bits=4,group_size=32)")
-    fell_back = {}
-    for layer in layout.layers:
-        if layer.role == "gate_up" and layer.block == 0:
-            found = compress(weight_matrix(model, layer), scheme, store.get(layer))
-            fell_back[counts[layer.name]] = found.notes
-            assert ("fewer than twice" in " ".join(found.notes)) == (counts[layer.name] < 2 * 64)
-    assert min(fell_back) < 128 <= max(fell_back)
+    for layer in experts:
+        statistics = store.get(layer)
+        assert statistics.ridge == 64 / (4 * counts[layer.name])
+        assert compress(weight_matrix(model, layer), scheme, statistics).notes == ()
+    assert experts[0].input_name is not None
+    store.put(experts[0].input_name, None, 0)
+    found = compress(weight_matrix(model, experts[0]), scheme, store.get(experts[0]))
+    assert found.notes == ("gptq rounded to nearest: the layer has no calibration statistics",)
 
 
 def test_curvature_of_an_expert_adds_up_over_the_tokens_of_a_sequence(tmp_path):
