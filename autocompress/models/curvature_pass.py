@@ -31,6 +31,7 @@ from autocompress.models.curvature import CurvatureStore, InputCurvature, Lookup
 from autocompress.models.curvature_rows import SequenceRows
 from autocompress.models.experts import routed_to
 from autocompress.models.layout import ModelLayout, kind_of
+from autocompress.models.reads import require_shared, sharing, watched_reads
 from autocompress.models.streams import TokenMasks, encoder_prefix
 from autocompress.models.weights import frozen
 
@@ -87,7 +88,8 @@ def collect_curvature(
         progress: told about every batch done, and their total over all windows.
 
     Raises:
-        ModelError: an activation or a gradient is not finite; a layer name is unknown.
+        ModelError: an activation or a gradient is not finite; a layer name is unknown; layers of
+            one input read different tensors.
         RunDirectoryError: the store cannot be written.
     """
     wanted, tables = _missing(layout, store, layers)
@@ -146,6 +148,7 @@ class _Observer:
     ) -> None:
         device = next(module.parameters()).device
         self._module = module
+        self._layout = layout
         self._masks = masks
         self._inputs = [
             _WatchedInput(
@@ -154,12 +157,15 @@ class _Observer:
             for item in window
         ]
         self._tables = [_WatchedTable(table, coupled) for table in tables]
+        names = {item.name for item in window}
+        self._sharing = [layer for layer in sharing(layout) if layer.input_name in names]
         self._n_units = 0
 
     def observe(self, batch: Batch, loss: Loss, generator: torch.Generator) -> None:
         device = next(self._module.parameters()).device
         inputs = {name: tensor.to(device) for name, tensor in batch.items()}
         with frozen(self._module), torch.enable_grad(), ExitStack() as hooks:
+            reads = hooks.enter_context(watched_reads(self._module, self._layout, self._sharing))
             for watched in self._inputs:
                 item = watched.item
                 mask = self._masks.of(
@@ -170,6 +176,7 @@ class _Observer:
             for table in self._tables:
                 table.hook(self._module, hooks)
             value, n_units = loss(self._module, inputs, generator)
+            require_shared(self._layout, reads)
             if value.requires_grad:
                 value.backward()  # type: ignore[no-untyped-call]
         self._n_units += n_units

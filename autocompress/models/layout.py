@@ -45,7 +45,8 @@ _CROSS_ATTENTION = re.compile(
 _HEAD = re.compile(
     r"(?:^|\.)(?:classifier|score|qa_outputs)$|(?:classifier|classification_head)\.out_proj$"
 )
-# Roles whose layers read one input when they sit side by side in the same parent module.
+# Roles whose layers read one input when they sit side by side in the same parent module and are of
+# one width. Not in every architecture: `reads.as_read` holds it to what a forward does.
 _SIBLINGS: Mapping[Role, str] = {
     "query": "attention", "key": "attention", "value": "attention",
     "gate": "feed_forward", "up": "feed_forward",
@@ -126,6 +127,8 @@ class ModelLayout:
 
 def describe(module: nn.Module) -> ModelLayout:
     """Find the layers, roles, ties and blocks of a model. Reads shapes only: meta tensors will do.
+
+    Which layers read one input is taken from names and widths; `reads.as_read` knows better.
 
     A pooler or the dense layer of a prediction head is a layer of role ``other`` outside the
     blocks: it can be compressed by a space that asks for that role. Layers that run once per
@@ -242,7 +245,7 @@ def _layer(
         in_features=columns,
         kind=kind,
         dtype=str(weight.dtype).removeprefix("torch."),
-        input_name=inputs.name(linears[0], role, block) if linears else None,
+        input_name=inputs.name(linears[0], role, block, columns) if linears else None,
         macs_per_token=macs if linears else 0,
         aliases=holders[1:],
         expert=expert,
@@ -284,10 +287,10 @@ class _Inputs:
 
     def __init__(self, blocks: tuple[str, ...]) -> None:
         self._blocks = blocks
-        self._first: dict[tuple[str, str], str] = {}
+        self._first: dict[tuple[str, str, int], str] = {}
 
-    def name(self, layer: str, role: Role, block: int | None) -> str:
-        return self._first.setdefault(self._key(layer, role, block), layer)
+    def name(self, layer: str, role: Role, block: int | None, width: int) -> str:
+        return self._first.setdefault((*self._key(layer, role, block), width), layer)
 
     def _key(self, layer: str, role: Role, block: int | None) -> tuple[str, str]:
         if block is not None and role in ("cross_key", "cross_value"):

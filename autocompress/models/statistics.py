@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from autocompress.models.calibration import (
 )
 from autocompress.models.experts import routed_to
 from autocompress.models.layout import ModelLayout
+from autocompress.models.reads import require_shared, sharing, watched_reads
 from autocompress.models.streams import TokenMasks, encoder_prefix
 
 _log = logging.getLogger(__name__)
@@ -128,7 +129,8 @@ def collect_statistics(
         progress: told about every forward.
 
     Raises:
-        ModelError: an activation is not finite; a layer name is unknown.
+        ModelError: an activation is not finite; a layer name is unknown; layers of one input read
+            different tensors.
         RunDirectoryError: the store cannot be written.
     """
     wanted = wanted_inputs(layout, layers)
@@ -139,7 +141,7 @@ def collect_statistics(
     for window in parts:
         sums = {item.name: _Accumulator(item) for item in window}
         for batch in batches:
-            _observe(module, batch, sums, masks)
+            _observe(module, layout, batch, sums, masks)
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -185,16 +187,24 @@ class _AllSeen(Exception):  # noqa: N818  # it is no error
 
 
 def _observe(
-    module: nn.Module, batch: Batch, sums: Mapping[str, _Accumulator], masks: TokenMasks
+    module: nn.Module,
+    layout: ModelLayout,
+    batch: Batch,
+    sums: Mapping[str, _Accumulator],
+    masks: TokenMasks,
 ) -> None:
     """Run one batch far enough for every accumulator to see its input."""
     device = next(module.parameters()).device
     inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-    with torch.no_grad(), _hooks(module, inputs, sums, masks):
-        try:
-            module(**inputs)
-        except _AllSeen:
-            return
+    readers = [layer for layer in sharing(layout) if layer.input_name in sums]
+    with (
+        torch.no_grad(),
+        watched_reads(module, layout, readers) as reads,
+        _hooks(module, inputs, sums, masks),
+        suppress(_AllSeen),
+    ):
+        module(**inputs)
+    require_shared(layout, reads)
 
 
 @contextmanager

@@ -28,7 +28,8 @@ from autocompress.models.block_runs import BlockRun, TokenWeights
 from autocompress.models.block_tuning import FIRST_STEP, ROUNDING_STEP, tune_block
 from autocompress.models.curvature_pass import TEMPERING
 from autocompress.models.sequential import collect_sequential_statistics
-from autocompress.workflows.session import CALIBRATION_BATCH, Session
+from autocompress.workflows.reach import CALIBRATION_BATCH
+from autocompress.workflows.session import Session
 from autocompress.workflows.tuned import TunedLayers
 
 FOLDER = "sequential"

@@ -7,13 +7,11 @@ every verb that opens the same settings sees the same model and the same tokens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +19,6 @@ from torch import Tensor, nn
 from autocompress.bank import DEFAULT_DENSE_BYTES, Bank
 from autocompress.core import BASE_ALLOCATION, Allocation, LayerSpec, Resources, Scheme, digest
 from autocompress.core.errors import DataError
-from autocompress.core.files import write_atomically
 from autocompress.cost import CostModel, find_profile
 from autocompress.evaluate import (
     TASKS,
@@ -57,10 +54,10 @@ from autocompress.models.loading import (
     load_processor,
 )
 from autocompress.models.rotation import in_dtype, rotated_base
-from autocompress.models.routing import count_routed
 from autocompress.search.build_table import Fill, build_option_table
 from autocompress.search.option_table import OptionTable
 from autocompress.spaces import SearchSpace
+from autocompress.workflows.reach import CALIBRATION_BATCH, described_as_read, routed_tokens
 from autocompress.workflows.settings import SearchSettings, resolve_model
 
 
@@ -84,7 +81,6 @@ class Quiet:
         """See `Progress`."""
 
 
-CALIBRATION_BATCH = 8
 _SHARES_OF_A_GPU = 4  # the others: model, activations and logits, what compression needs
 EXACT_DTYPE = "float32"
 
@@ -118,23 +114,8 @@ class Session:
     @cached_property
     def space(self) -> SearchSpace:
         """The search space, resolved against this model and restricted to the target."""
-        return space_for(self.settings.target, self.settings.space, self.base, self._routed())
-
-    def _routed(self) -> Mapping[str, int]:
-        """Calibration tokens that are sent to each layer of an expert, counted once."""
-        split = self.splits.calibration
-        if not any(layer.expert is not None for layer in self.base.layout.layers):
-            return {}
-        key = digest(["routing", 1, self.base.digest, split.digest])
-        path = self.cache / "routing" / f"{key}.json"
-        with suppress(OSError, ValueError):  # absent or damaged: counted again
-            return cast(dict[str, int], json.loads(path.read_text("utf-8")))
-        self.progress.step(f"Counting which experts {split.n_tokens:,} tokens are sent to")
-        batches = self.task.batches(split, CALIBRATION_BATCH)
-        counts = count_routed(self.base.module, self.base.layout, batches)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(counts))
-        return counts
+        routed = routed_tokens(self)
+        return space_for(self.settings.target, self.settings.space, self.base, routed)
 
     @cached_property
     def cost(self) -> CostModel:
@@ -408,6 +389,7 @@ def open_session(settings: SearchSettings, cache: Path, progress: Progress = QUI
         report_tokens=settings.report_tokens,
         seed=settings.seed,
     )
+    base = described_as_read(base, task, splits.calibration)
     resolved = settings.with_resolved(task=task_name, data=data)
     return Session(resolved, base, task, splits, cache, progress, given)
 
