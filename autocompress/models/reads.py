@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,6 +58,30 @@ def reads_of(module: nn.Module, layout: ModelLayout, batch: Batch) -> Reads:
     with torch.no_grad(), watched_reads(module, layout, layout.layers, kept) as reads:
         module(**inputs)
     return reads
+
+
+def called_of(module: nn.Module, layers: Iterable[LayerSpec], batch: Batch) -> set[str]:
+    """Run a forward and name those of the layers of which it calls any module.
+
+    Args:
+        module: the model, in evaluation mode.
+        layers: to look for; an embedding that is also the head has two modules.
+        batch: model inputs, on any device.
+    """
+    device = next(module.parameters()).device
+    called: set[str] = set()
+    with torch.no_grad(), ExitStack() as hooks:
+        for layer in layers:
+            for name in (layer.name, *layer.aliases):
+                note = partial(_add, called, layer.name)
+                handle = module.get_submodule(name).register_forward_pre_hook(note)
+                hooks.callback(handle.remove)
+        module(**{name: tensor.to(device) for name, tensor in batch.items()})
+    return called
+
+
+def _add(names: set[str], name: str, *_: object) -> None:
+    names.add(name)
 
 
 @contextmanager

@@ -57,7 +57,7 @@ from autocompress.models.rotation import in_dtype, rotated_base
 from autocompress.search.build_table import Fill, build_option_table
 from autocompress.search.option_table import OptionTable
 from autocompress.spaces import SearchSpace
-from autocompress.workflows.reach import CALIBRATION_BATCH, described_as_read, routed_tokens
+from autocompress.workflows import reach
 from autocompress.workflows.settings import SearchSettings, resolve_model
 
 
@@ -84,7 +84,6 @@ class Quiet:
 _SHARES_OF_A_GPU = 4  # the others: model, activations and logits, what compression needs
 EXACT_DTYPE = "float32"
 
-
 QUIET: Progress = Quiet()
 
 
@@ -101,6 +100,7 @@ class Session:
         progress: told when a long step starts.
         given: layout of the model as it was given, which sizes are relative to. That of `base`,
             unless the settings rotate the model.
+        unread: names of the layers that read nothing in the first forward.
     """
 
     settings: SearchSettings
@@ -110,12 +110,14 @@ class Session:
     cache: Path
     progress: Progress
     given: ModelLayout
+    unread: frozenset[str]
 
     @cached_property
     def space(self) -> SearchSpace:
-        """The search space, resolved against this model and restricted to the target."""
-        routed = routed_tokens(self)
-        return space_for(self.settings.target, self.settings.space, self.base, routed)
+        """The search space on this model, restricted to the target and to what tokens reach."""
+        settings, routed = self.settings, reach.routed_tokens(self)
+        whole = space_for(settings.target, settings.space, self.base, routed)
+        return reach.reached_space(self, whole)
 
     @cached_property
     def cost(self) -> CostModel:
@@ -228,8 +230,7 @@ class Session:
         """
         split, seed = self.splits.calibration, self.settings.seed
         facts = ["curvature", 1, self.base.digest, split.digest, EXACT_DTYPE, empirical, seed]
-        key = digest([*facts, TEMPERING])
-        store = CurvatureStore(self.cache / "curvature" / key)
+        store = CurvatureStore(self.cache / "curvature" / digest([*facts, TEMPERING]))
         if holds_curvature(store, self.base.layout, layers):
             return store
         self.progress.step(f"Differentiating the model on {split.n_tokens:,} calibration tokens")
@@ -293,7 +294,7 @@ class Session:
         inputs = {self.base.layout.layer(name).input_name for name in layers} - {None}
         if any(name not in store for name in inputs):
             self.progress.step(f"Collecting layer statistics on {split.n_tokens:,} tokens")
-            batches = self.task.batches(split, CALIBRATION_BATCH)
+            batches = self.task.batches(split, reach.CALIBRATION_BATCH)
             module = self.compute_module(dtype)
             collect_statistics(
                 module,
@@ -389,9 +390,9 @@ def open_session(settings: SearchSettings, cache: Path, progress: Progress = QUI
         report_tokens=settings.report_tokens,
         seed=settings.seed,
     )
-    base = described_as_read(base, task, splits.calibration)
+    base, unread = reach.described_as_read(base, task, splits.calibration)
     resolved = settings.with_resolved(task=task_name, data=data)
-    return Session(resolved, base, task, splits, cache, progress, given)
+    return Session(resolved, base, task, splits, cache, progress, given, unread)
 
 
 def _no_statistics(_: LayerSpec) -> LayerStatistics:
