@@ -25,17 +25,21 @@ from autocompress.models.experts import expert_of
 _ROLES: tuple[tuple[Role, re.Pattern[str]], ...] = tuple(
     (cast(Role, role), re.compile(rf"(?:^|\.)(?:{names})$"))
     for role, names in (
-        ("qkv", r"c_attn|qkv|qkv_proj|query_key_value|Wqkv"),
-        ("query", r"q_proj|query|q_lin|q_attn|q"),
-        ("key", r"k_proj|key|k_lin|k"),
-        ("value", r"v_proj|value|v_lin|v"),
-        ("output", r"o_proj|out_proj|out_lin|o|(?:self_)?attn\.(?:c_proj|proj|dense)"),
-        ("output", r"(?:self_)?(?:cross)?attention\.(?:output\.)?dense"),
-        ("gate_up", r"gate_up_proj"),
-        ("gate", r"gate_proj|wi_0"),
+        ("qkv", r"c_attn|qkv|qkv_proj|query_key_value|Wqkv|attention\.self\.in_proj"),
+        # Low-rank attention (MLA): the halves of a projection read, and put out, different things.
+        ("qkv", r"q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj"),
+        ("query", r"q_proj|query_proj|query|q_lin|q_attn|q"),
+        ("key", r"k_proj|key_proj|key|k_lin|k"),
+        ("value", r"v_proj|value_proj|value|v_lin|v"),
+        ("output", r"o_proj|out_proj|out_lin|o|(?:self_)?attn\.(?:c_proj|proj|dense|Wo)"),
+        ("output", r"(?:self_)?(?:cross)?attention\.(?:(?:output\.)?dense|proj)"),
+        ("gate_up", r"gate_up_proj|Wi|weights_in"),
+        ("gate", r"gate_proj|wi_0|feed_forward\.w1"),
         ("up", r"up_proj|fc1|lin1|wi|wi_1|c_fc|intermediate\.dense|dense_h_to_4h"),
+        ("up", r"fc_in|ffn|feed_forward\.w3|mlp\.dense1"),
         ("router", r"(?:mlp|moe|feed_forward)\.gate(?:\.wg)?|router(?:\.\w+)?|shared_expert_gate"),
         ("down", r"down_proj|fc2|lin2|wo|mlp\.c_proj|output\.dense|dense_4h_to_h"),
+        ("down", r"fc_out|ffn_output|feed_forward\.w2|Wo|weights_out|mlp\.dense2"),
     )
 )
 _CROSS_ATTENTION = re.compile(
@@ -53,6 +57,9 @@ _SIBLINGS: Mapping[Role, str] = {
 }  # fmt: skip
 
 
+_MUCH = 0.2
+"""Share of the weights in blocks above which layers of no known role are worth a line."""
+_SHOWN = 3
 _HEAD_WIDTHS = ("head_dim", "attention_head_size", "key_value_proj_dim", "dim_per_head", "d_kv")
 """What modules of attention call the width of a head."""
 _BY_HEADS: Mapping[Role, str] = {
@@ -150,6 +157,25 @@ def describe(module: nn.Module) -> ModelLayout:
         blocks=blocks,
         other_bytes=_other_bytes(module, weights),
         other_macs_per_token=_convolution_macs(module),
+    )
+
+
+def unnamed_roles(layout: ModelLayout) -> str:
+    """What to say of a model whose blocks are to a good part layers of no known role; else empty.
+
+    Spaces are written by role, and offer such layers little.
+    """
+    inside = [layer for layer in layout.layers if layer.block is not None]
+    unnamed = [layer for layer in inside if layer.role == "other"]
+    share = sum(x.n_weights for x in unnamed) / max(1, sum(x.n_weights for x in inside))
+    if share <= _MUCH:
+        return ""
+    paths = dict.fromkeys("*." + ".".join(layer.name.split(".")[-2:]) for layer in unnamed)
+    shown, more = list(paths)[:_SHOWN], len(paths) - _SHOWN
+    return (
+        f"{share:.0%} of the weights in the blocks belong to layers of no known role "
+        f"({', '.join(shown)}{f' and {more} more' if more > 0 else ''}): most spaces offer them "
+        "little. Next step: name them under `layers:` in a space of your own."
     )
 
 

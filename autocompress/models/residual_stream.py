@@ -90,7 +90,7 @@ def find_residual_stream(module: nn.Module) -> ResidualStream:
     layout = describe(module)
     norms = tuple(_stream_norms(module, layout, _traced(module, layout, width)))
     read = {reader for norm in norms for reader in norm.readers}
-    _check_starts(layout, read)
+    _check_starts(layout, read, width)
     writers = [layer for layer in layout.layers if layer.role in _WRITERS]
     return ResidualStream(
         width=width,
@@ -235,10 +235,14 @@ def _check_readers(module: nn.Module, layout: ModelLayout, norm: str, readers: l
             )
 
 
-def _check_starts(layout: ModelLayout, read: set[str]) -> None:
-    """Every layer that starts attention or feed-forward must be reached through a norm."""
-    for layer in layout.layers:
-        if layer.role in _STARTS and layer.name not in read:
+def _check_starts(layout: ModelLayout, read: set[str], width: int) -> None:
+    """Every layer that starts attention or feed-forward must be reached through a norm.
+
+    One of another width (the second half of a low-rank projection) reads something within.
+    """
+    starts = (x for x in layout.layers if x.role in _STARTS and x.in_features == width)
+    for layer in starts:
+        if layer.name not in read:
             raise refusal(
                 "every layer that reads the residual stream to read a norm's output",
                 f"{layer.name} ({layer.role}) reads something else",

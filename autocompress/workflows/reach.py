@@ -13,6 +13,7 @@ from autocompress.core import LayerSpec, digest
 from autocompress.core.errors import SpaceError
 from autocompress.core.files import write_atomically
 from autocompress.evaluate import Split, Task
+from autocompress.models.layout import unnamed_roles
 from autocompress.models.loading import BaseModel
 from autocompress.models.reads import as_read, called_of, reads_of
 from autocompress.models.routing import count_routed
@@ -37,6 +38,8 @@ def described_as_read(
     Returns:
         It, and the names of the layers that read nothing in that sequence.
     """
+    if unnamed := unnamed_roles(base.layout):
+        _log.warning("%s", unnamed)
     reads = reads_of(base.module, base.layout, task.batches(calibration, 1)[0])
     unread = frozenset(layer.name for layer in base.layout.layers) - reads.keys()
     return replace(base, layout=as_read(base.layout, reads)), unread

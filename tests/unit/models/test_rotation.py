@@ -50,8 +50,14 @@ def tied_llama() -> torch.nn.Module:
 
 def built(name: str, **more: object) -> torch.nn.Module:
     torch.manual_seed(0)
-    return getattr(hf, f"{name}ForCausalLM")(getattr(hf, f"{name}Config")(**DECODER, **more))
+    return getattr(hf, f"{name}ForCausalLM")(getattr(hf, f"{name}Config")(**(DECODER | more)))
 
+
+LATENT = {
+    "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8, "v_head_dim": 8, "first_k_dense_replace": 2, "n_routed_experts": 4,
+    "n_group": 1, "topk_group": 1, "moe_intermediate_size": 16,
+}  # fmt: skip
 
 KEPT = {
     "llama": lambda: tiny_model("llama", sizes=ODD),
@@ -159,6 +165,17 @@ def test_subtracting_the_mean_embedding_would_change_an_rms_norm_model():
     wanted = logits(turned.module)
     table -= table.mean(-1, keepdim=True)
     assert (logits(turned.module) - wanted).norm() > 0.05 * wanted.norm()
+
+
+def test_second_halves_of_low_rank_attention_do_not_meet_the_stream():
+    base = based(built("DeepseekV3", **LATENT))
+    turned = rotated_base(base)
+    wanted = logits(base.module)
+    assert torch.allclose(logits(turned.module), wanted, atol=2e-5 * float(wanted.abs().max()))
+    for name, is_turned in (("q_a_proj", True), ("q_b_proj", False), ("kv_b_proj", False)):
+        layer = base.layout.layer(f"model.layers.0.self_attn.{name}")
+        same = torch.equal(weight_matrix(turned.module, layer), weight_matrix(base.module, layer))
+        assert same != is_turned
 
 
 def kurtosis(matrix: torch.Tensor) -> float:
