@@ -1,6 +1,6 @@
 """What of a model can be compressed: one discovery for every transformer architecture.
 
-Nothing here knows a model by name. Blocks are the outermost lists of equal modules that hold
+Nothing here knows a model by name. Blocks are the outermost lists of modules that each hold
 attention or feed-forward projections; the role of a layer is read off its attribute path with the
 one table `_ROLES`; ties are tensors that are the same object. A new architecture normally needs no
 code, at most a word in that table. Experts are layers once `separate_experts` has run.
@@ -146,10 +146,7 @@ def describe(module: nn.Module) -> ModelLayout:
     """
     blocks = tuple(_find_blocks(module))
     if not blocks:
-        raise ModelError(
-            f"A model must hold a list of transformer blocks, but none was found in "
-            f"{type(module).__name__}. Load it with a transformers Auto class."
-        )
+        raise ModelError(f"A model must hold a list of transformer blocks, {_no_blocks(module)}")
     weights = tuple(_layer_weights(module))
     inputs = _Inputs(blocks)
     return ModelLayout(
@@ -198,13 +195,29 @@ def _find_blocks(module: nn.Module) -> Iterator[str]:
 
 
 def _holds_blocks(modules: nn.ModuleList) -> bool:
-    if len({type(child) for child in modules}) != 1:
-        return False
-    first = next(iter(modules))
+    """Blocks may be of several classes (attention and recurrence in turn) if each has a role."""
+    one_class = len({type(child) for child in modules}) == 1
+    return len(modules) > 0 and all(map(_has_role, [modules[0]] if one_class else modules))
+
+
+def _has_role(block: nn.Module) -> bool:
     return any(
         kind_of(child) in ("linear", "conv1d") and _role_in_block(name) != "other"
-        for name, child in first.named_modules()
+        for name, child in block.named_modules()
     )
+
+
+def _no_blocks(module: nn.Module) -> str:
+    """Why none was found, as far as it can be told."""
+    for name, child in module.named_modules():
+        if isinstance(child, nn.ModuleList) and any(map(_has_role, child)):
+            without = sorted({type(block).__name__ for block in child if not _has_role(block)})
+            return (
+                f"but in {name!r} of {type(module).__name__} some, {' and '.join(without)}, hold "
+                "no projection of a known role. Next step: take a model whose blocks all hold "
+                "attention or a feed-forward network."
+            )
+    return f"but none was found in {type(module).__name__}. Load it with a transformers Auto class."
 
 
 def _role_in_block(path: str) -> Role:

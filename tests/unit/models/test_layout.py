@@ -196,6 +196,54 @@ def test_an_unknown_layer_is_answered_with_the_nearest_name():
         layout.layer("lm_head")
 
 
+def jamba():
+    config = hf.JambaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=320, num_experts=1, attn_layer_period=2,
+        attn_layer_offset=1, use_mamba_kernels=False, mamba_d_state=4,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return hf.JambaForCausalLM(config).eval()
+
+
+def test_blocks_of_two_classes_are_blocks_of_one_stack():
+    model = jamba()
+    assert len({type(block) for block in model.model.layers}) == 2
+    layout = describe(model)
+    assert layout.blocks == tuple(f"model.layers.{i}" for i in range(4))
+    of_block = [{x.role for x in layout.layers if x.block == i} for i in range(4)]
+    assert of_block[0] == of_block[2] == {"other", "output", "gate", "up", "down"}
+    assert of_block[1] == of_block[3] == set(DECODER)
+
+
+def test_a_part_list_of_several_classes_inside_a_block_is_not_taken_for_blocks():
+    assert describe(tiny_model("t5")).blocks[0] == "encoder.block.0"
+
+
+def test_blocks_of_a_class_without_a_projection_are_named():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm(4)
+
+    class Attentive(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q_proj = nn.Linear(4, 4)
+
+    model = nn.Sequential()
+    model.layers = nn.ModuleList([Pooled(), Attentive()])
+    with pytest.raises(ModelError, match=r"but in 'layers' of Sequential some, Pooled, hold no"):
+        describe(model)
+
+
+def test_an_empty_list_is_no_list_of_blocks():
+    model = nn.Sequential()
+    model.layers = nn.ModuleList()
+    with pytest.raises(ModelError, match="none was found in Sequential"):
+        describe(model)
+
+
 def test_a_module_without_blocks_is_refused():
     with pytest.raises(ModelError, match="none was found in Sequential"):
         describe(nn.Sequential(nn.Linear(4, 4)))
