@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 CALIBRATION_BATCH = 8
+_FIRST_TOKENS = 32
 _NAMED = 3
 
 
@@ -33,14 +34,17 @@ def described_as_read(
 ) -> tuple[BaseModel, frozenset[str]]:
     """The model with a layout whose layers share inputs as they do on the longest sequence.
 
-    The same in every process that opens the same model and tokens.
+    Of text its first tokens are enough. The same in every process that opens the same model and
+    tokens.
 
     Returns:
-        It, and the names of the layers that read nothing in that sequence.
+        It, and the names of the layers that read nothing in that forward.
     """
     if unnamed := unnamed_roles(base.layout):
         _log.warning("%s", unnamed)
-    reads = reads_of(base.module, base.layout, task.batches(calibration, 1)[0])
+    batch = task.batches(calibration, 1)[0]
+    start = {name: t[:, :_FIRST_TOKENS] if t.ndim == 2 else t for name, t in batch.items()}
+    reads = reads_of(base.module, base.layout, start)
     unread = frozenset(layer.name for layer in base.layout.layers) - reads.keys()
     return replace(base, layout=as_read(base.layout, reads)), unread
 
