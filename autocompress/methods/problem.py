@@ -163,13 +163,24 @@ class LayerProblem:
         return "" if self.hessian is not None else "the layer has no calibration statistics"
 
     @cached_property
-    def importance(self) -> Tensor:
-        """Cost of a unit error in each input, (d,): diag(H), damped; ones without statistics."""
-        if self.hessian is None:
+    def energies(self) -> Tensor:
+        """Mean square of each input, (d,); ones without statistics.
+
+        The diagonal of H is known from far fewer tokens than H: of n sampled ones it is shrunk by
+        ``1 / n`` of its mean instead of the ridge.
+        """
+        hessian = self.statistics.hessian
+        if hessian is None:
             return torch.ones(self.weight.shape[1], device=self.weight.device)
-        diagonal = self.hessian.diagonal().clamp(min=0)
-        mean = diagonal.mean()
-        return diagonal + DAMPING * mean if mean > 0 else torch.ones_like(diagonal)
+        found = hessian.diagonal().to(self.weight.device, torch.float32).clamp(min=0)
+        return found + found.mean() / self.n_tokens if self.statistics.ridge else found
+
+    @cached_property
+    def importance(self) -> Tensor:
+        """Cost of a unit error in each input, (d,): their energies, damped; ones without any."""
+        if self.hessian is None or not bool(self.energies.any()):
+            return torch.ones_like(self.energies)
+        return self.energies + DAMPING * self.energies.mean()
 
     def with_weight(self, weight: Tensor) -> LayerProblem:
         """The same statistics for another weight (o, d); what follows from H alone is shared."""

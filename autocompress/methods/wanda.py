@@ -54,10 +54,7 @@ def outlier_share(problem: LayerProblem, factor: float = 5.0) -> float:
 
 def _scores(problem: LayerProblem) -> Tensor:
     """``|W_ij| ||X_j||`` (o, d), up to a factor; without statistics ``|W_ij|``."""
-    scores = problem.weight.abs()
-    if problem.hessian is None:
-        return scores
-    return scores * problem.hessian.diagonal().clamp(min=0).sqrt()
+    return problem.weight.abs() * problem.energies.sqrt()
 
 
 METHODS.add("wanda", Wanda())

@@ -32,9 +32,7 @@ class WandaSP(Width):
 
 def output_shares(reader: LayerProblem, n_units: int) -> Tensor:
     """``sum_j H_jj |W_:j|^2`` of each unit, (n_units,) float64; without H ``|W|^2``."""
-    energies = reader.weight.double().square().sum(0)
-    if reader.hessian is not None:
-        energies = energies * reader.hessian.diagonal().double().clamp(min=0)
+    energies = reader.weight.double().square().sum(0) * reader.energies.double()
     return energies.view(n_units, -1).sum(1)
 
 

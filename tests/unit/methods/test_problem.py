@@ -37,6 +37,8 @@ def test_the_ridge_is_a_quarter_of_inputs_over_tokens_of_the_mean():
     expected = hessian + D / (4 * 40) * hessian.diagonal().mean() * torch.eye(D)
     torch.testing.assert_close(problem.hessian, expected)
     assert torch.equal(statistics.hessian, hessian)  # what was gathered stays
+    mean = hessian.diagonal().mean()
+    torch.testing.assert_close(problem.energies, hessian.diagonal() + mean / 40)
 
 
 def test_it_vanishes_with_many_tokens_and_is_part_of_the_identity():
@@ -62,6 +64,6 @@ def test_with_it_few_tokens_are_better_than_none(text, n_tokens):
     hessian = moment(n_tokens, 0)
     sampled = unseen_loss(text, LayerStatistics.sampled(hessian, n_tokens, "x"))
     none = unseen_loss(text, LayerStatistics.none())
-    assert sampled < none if n_tokens >= 32 else sampled < 1.06 * none
+    assert sampled < none if n_tokens >= 32 else sampled < 1.15 * none
     if n_tokens < D:
         assert sampled < unseen_loss(text, LayerStatistics(hessian, n_tokens, "x"))
