@@ -18,7 +18,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -298,7 +298,12 @@ def middle_block(model: str, tokens: int, folder: Path) -> list[Layer]:
         layers=[layer.name for layer in chosen],
     )  # fmt: skip
     weights = session.weights
-    return [Layer(each, weights[each.name].float().clone(), store.get(each)) for each in chosen]
+
+    def bare(layer: LayerSpec) -> LayerStatistics:
+        """Without our ridge for few tokens: tools get H as it is, and so do we here."""
+        return replace(store.get(layer), ridge=0.0)
+
+    return [Layer(each, weights[each.name].float().clone(), bare(each)) for each in chosen]
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from autocompress.core import LayerSpec, digest
 from autocompress.core.errors import SpaceError
 from autocompress.core.files import write_atomically
 from autocompress.evaluate import Split, Task
+from autocompress.methods import Needs, needs
 from autocompress.models.layout import unnamed_roles
 from autocompress.models.loading import BaseModel
 from autocompress.models.reads import as_read, called_of, reads_of
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 CALIBRATION_BATCH = 8
 _FIRST_TOKENS = 32
 _NAMED = 3
+_TOKENS_PER_INPUT = 2
 
 
 def described_as_read(
@@ -61,6 +63,31 @@ def routed_tokens(session: Session) -> Mapping[str, int]:
         return count_routed(base.module, base.layout, batches)
 
     return cast(dict[str, int], _found_once(session, "routing", count))
+
+
+def layer_needs(space: SearchSpace) -> dict[str, Needs]:
+    """The statistics that the most demanding option of each layer wants."""
+    wanted: dict[str, Needs] = {}
+    for choice in space.choices:
+        for option in choice.options:
+            for name, scheme in zip(choice.layers, option.schemes, strict=True):
+                wanted[name] = max(wanted.get(name, Needs.NONE), needs(scheme))
+    return wanted
+
+
+def few_tokens(session: Session) -> str:
+    """What to say where layers have few calibration tokens for each of their inputs; else empty."""
+    n_tokens, layout = session.splits.calibration.n_tokens, session.base.layout
+    fitted = [name for name, want in layer_needs(session.space).items() if want is Needs.HESSIAN]
+    widths = [layout.layer(name).in_features for name in fitted]
+    wide = [width for width in widths if n_tokens < _TOKENS_PER_INPUT * width]
+    if not wide:
+        return ""
+    return (
+        f"{len(wide)} of {len(fitted)} layers have fewer than {_TOKENS_PER_INPUT} calibration "
+        f"tokens for each input ({n_tokens:,} for up to {max(wide):,}): more compress them better, "
+        f"e.g. --calibration-tokens {2 * _TOKENS_PER_INPUT * max(wide)}"
+    )
 
 
 def reached_space(session: Session, space: SearchSpace) -> SearchSpace:

@@ -41,6 +41,7 @@ from autocompress.workflows.finalize import finalize_in
 from autocompress.workflows.owl import recorded_owl, resolved_owl
 from autocompress.workflows.predictions import Predictions
 from autocompress.workflows.publish import front_document, measure_on_report_tokens, shortlist
+from autocompress.workflows.reach import few_tokens
 from autocompress.workflows.report import write_provenance, write_report
 from autocompress.workflows.run import Run
 from autocompress.workflows.session import Session, open_session
@@ -176,6 +177,8 @@ def run_search(
         space = session.space
         if sampler_class.needs_training:
             require_room(space, session.base.layout)
+        if hint := few_tokens(session):
+            shown.step(hint)
         record = study_record(session, old)
         _create(directory, record)
         with (

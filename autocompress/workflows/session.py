@@ -36,7 +36,7 @@ from autocompress.evaluate import (
 )
 from autocompress.export.targets import space_for
 from autocompress.fronts import parse_bytes
-from autocompress.methods import CompressedWeight, LayerStatistics, Needs, needs
+from autocompress.methods import CompressedWeight, LayerStatistics, Needs
 from autocompress.models import (
     CurvatureStore,
     ModelLayout,
@@ -283,7 +283,7 @@ class Session:
 
     def statistics(self, dtype: str) -> Callable[[LayerSpec], LayerStatistics]:
         """Of the inputs of each layer, as methods use them; `dtype` as for `bank`."""
-        layers = {name for name, want in _layer_needs(self.space).items() if want > Needs.NONE}
+        layers = {name for name, want in reach.layer_needs(self.space).items() if want > Needs.NONE}
         if not layers:
             return _no_statistics
         if self.settings.token_weighting == "gradient":
@@ -328,16 +328,6 @@ class Session:
     @cached_property
     def _references(self) -> dict[tuple[str, torch.dtype, int], Reference]:
         return {}
-
-
-def _layer_needs(space: SearchSpace) -> dict[str, Needs]:
-    """The statistics that the most demanding option of each layer wants."""
-    wanted: dict[str, Needs] = {}
-    for choice in space.choices:
-        for option in choice.options:
-            for name, scheme in zip(choice.layers, option.schemes, strict=True):
-                wanted[name] = max(wanted.get(name, Needs.NONE), needs(scheme))
-    return wanted
 
 
 def compressed_weights(bank: Bank, allocation: Allocation) -> dict[str, CompressedWeight]:

@@ -7,6 +7,7 @@ import transformers as hf
 
 from autocompress.core.errors import SpaceError
 from autocompress.testing.tiny_models import save_tiny, tiny_tokenizer
+from autocompress.workflows.reach import few_tokens
 from autocompress.workflows.session import open_session
 from autocompress.workflows.settings import SearchSettings
 
@@ -102,3 +103,11 @@ def test_a_pooler_runs_and_is_searched_though_the_task_does_not_ask_for_it(tmp_p
     model = save_tiny("bert-encoder", tmp_path / "bert")
     settings = {"task": "feature-extraction", "space": "mixed_precision"}
     assert "pooler.dense" in session_of(model, tmp_path, **settings).space.searched_layers
+
+
+@pytest.mark.parametrize(("tokens", "said"), [(128, "--calibration-tokens 384"), (1024, "")])
+def test_few_tokens_for_wide_layers_are_worth_a_line(tmp_path, tokens, said):
+    model = save_tiny("llama", tmp_path / "model")  # its widest layer has 96 inputs
+    session = session_of(model, tmp_path / "cache", calibration_tokens=tokens)
+    assert few_tokens(session).endswith(said)
+    assert bool(few_tokens(session)) == bool(said)
