@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from allocators import SPACES, Case, damage_of
+from methods import model_name
 from torch import Tensor
 
 from autocompress.bank import Bank
@@ -179,7 +180,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     document: dict[str, Any] = {
-        "model": Path(given.model).name, "test_tokens": given.test_tokens,
+        "model": model_name(given.model), "test_tokens": given.test_tokens,
         "report_tokens": given.report_tokens, "models": [], "layers": [],
     }  # fmt: skip
     given.out.parent.mkdir(parents=True, exist_ok=True)
