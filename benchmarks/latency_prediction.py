@@ -37,7 +37,7 @@ from scipy.stats import kendalltau, spearmanr
 from autocompress.core import BASE_ALLOCATION, Allocation, Scheme
 from autocompress.core.machine import cpu_model
 from autocompress.cost import CostModel, DeviceProfile
-from autocompress.evaluate import TASKS, detect_task
+from autocompress.evaluate import TASKS
 from autocompress.export.pass_timing import Stored, TimedModel, packed_model
 from autocompress.export.targets import space_for
 from autocompress.models import BaseModel, load_base_model, load_config
@@ -47,6 +47,7 @@ from autocompress.spaces import SearchSpace
 from autocompress.workflows.device import measure_device
 from autocompress.workflows.latency import measure_latency
 from autocompress.workflows.settings import resolve_model
+from autocompress.workflows.tasks import task_name_of
 
 ROOT = Path(__file__).resolve().parents[1]
 GOALS = {"median_error": 0.10, "rank_correlation": 0.95}
@@ -59,7 +60,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     source = resolve_model(options.model)
-    task = TASKS[detect_task(load_config(source), source)]
+    task = TASKS[task_name_of(source, load_config(source), "auto")]
     base = load_base_model(source, task.auto_class, dtype=options.dtype, device=options.device)
     load_before = os.getloadavg()
     device = measure_device(options.device)

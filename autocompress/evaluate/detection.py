@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from autocompress.core.errors import UsageError
 from autocompress.evaluate.task import TASKS
 
@@ -26,19 +24,19 @@ _NOT_TEXT = (
 )
 
 
-def detect_task(config: object, source: str | None = None) -> str:
+def detect_task(config: object, *, has_pipeline: bool = False) -> str:
     """The name of the task that a model's architecture is for.
 
     Args:
         config: the model's config; ``architectures`` decides, ``is_encoder_decoder`` helps.
-        source: the model's path; a sentence-transformers directory (with ``modules.json``) is for
+        has_pipeline: the model is one of sentence-transformers (with ``modules.json``), for
             feature extraction whatever its architecture.
 
     Raises:
         UsageError: the architecture is none that a task is for; names the choices of ``--task``.
     """
     architecture = next(iter(getattr(config, "architectures", None) or ()), "")
-    if source is not None and (Path(source) / "modules.json").is_file():
+    if has_pipeline:
         return "feature-extraction"
     for ending, task in _HEADS:
         if architecture.endswith(ending):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,27 @@ class Task(ABC):
     default_data: ClassVar[str | None]
     damage: ClassVar[str]
     summary: ClassVar[str]
+
+    @property
+    def details(self) -> Mapping[str, str]:
+        """What a measurement says besides the task's name: how the model's outputs are read."""
+        return {}
+
+    @property
+    def facts(self) -> Sequence[str]:
+        """What names of files that hold results of `curvature_loss` or `answers` depend on.
+
+        Empty for the default of `details`, so that such files of earlier versions are still found.
+        """
+        return ()
+
+    def with_pooling(self, pooling: str) -> Self:  # noqa: ARG002 - for tasks that pool
+        """The task on a model whose embeddings are pooled so; see `evaluate.pooling`.
+
+        Raises:
+            ModelError: there is no such pooling.
+        """
+        return self
 
     @abstractmethod
     def encode(

@@ -9,6 +9,9 @@ import socket
 from pathlib import Path
 from urllib.request import getproxies
 
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError
+
 from autocompress.core.errors import ModelError, nearest
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
@@ -64,6 +67,45 @@ def hub_is_offline() -> bool:
     except OSError:
         return True
     return False
+
+
+def find_file(source: str, name: str) -> Path | None:
+    """A file of a model: of its folder, of the hub's local cache, else downloaded.
+
+    Args:
+        source: folder, or hub id.
+        name: with ``/`` between folders.
+
+    Returns:
+        Where it lies; None if the model has no such file, or the hub cannot be asked for it.
+    """
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return path if path.is_file() else None
+    cached = _cached(source, name)
+    if cached is not None:
+        return Path(cached) if isinstance(cached, str) else None
+    if hub_is_offline():
+        return None
+    try:
+        return Path(hf_hub_download(source, name))
+    except (EntryNotFoundError, OSError, ValueError):  # it is not there, or not for us
+        return None
+
+
+def is_unknown(source: str, name: str) -> bool:
+    """True if a hub model may have this file, but neither the cache nor the hub can say so."""
+    if Path(source).is_dir() or find_file(source, name) is not None:
+        return False
+    return _cached(source, name) is None
+
+
+def _cached(source: str, name: str) -> object:
+    """Path of a cached file, the mark of one that the repository does not have, or None."""
+    try:
+        return try_to_load_from_cache(source, name)
+    except ValueError:  # no hub id, but a folder that is gone
+        return None
 
 
 def check_folder(folder: Path) -> None:

@@ -153,6 +153,8 @@ def evaluation_table(evaluation: Mapping[str, Any]) -> RenderableType:
         f"{evaluation['size_reduction']:.2f}× smaller than the base",
         "retained quality": formats.plus_minus(quality["retained"], quality["standard_error"]),
     }
+    if "pooling" in evaluation:
+        rows["pooling"] = str(evaluation["pooling"])
     for name, metric in quality["metrics"].items():
         rows[_words(name)] = formats.plus_minus(metric["value"], metric["standard_error"])
     return _facts(rows)

@@ -17,6 +17,7 @@ from autocompress.export.formats import EXPORTERS
 from autocompress.models import load_base_model
 from autocompress.workflows.session import EXACT_DTYPE, QUIET, Progress, Session, open_session
 from autocompress.workflows.settings import SearchSettings, resolve_model
+from autocompress.workflows.tasks import recorded_details
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Evaluation:
         model: what was evaluated.
         base: the base model that quality is relative to.
         settings: task, data and tokens.
+        details: how the task read the models' outputs, e.g. their pooling.
         quality: on the report tokens.
         storage_bytes: bytes of the tensors of the model's files.
         base_storage_bytes: the same for the base model.
@@ -35,6 +37,7 @@ class Evaluation:
     model: str
     base: str
     settings: SearchSettings
+    details: Mapping[str, str]
     quality: Quality
     storage_bytes: int
     base_storage_bytes: int
@@ -50,6 +53,7 @@ class Evaluation:
             "model": self.model,
             "base": self.base,
             "task": self.settings.task,
+            **self.details,
             "data": self.settings.data,
             "tokens": self.quality.n_tokens,
             "storage_bytes": self.storage_bytes,
@@ -95,11 +99,14 @@ def evaluate_model(
         report_tokens=tokens or as_measured.settings.report_tokens,
     )
     session = open_session(settings, cache=Path(), progress=progress)
+    if as_measured.pooling is not None:
+        session = replace(session, task=session.task.with_pooling(as_measured.pooling))
     quality = _measure(model, session, as_measured, exported)
     return Evaluation(
         model=model,
         base=settings.model,
         settings=session.settings,
+        details=session.task.details,
         quality=quality,
         storage_bytes=_bytes_of(model, session, exported),
         base_storage_bytes=session.given.base_bytes,
@@ -113,13 +120,15 @@ class _Conditions:
     settings: SearchSettings
     dtype: str
     batch_size: int
+    pooling: str | None = None  # None: as the base model's pipeline says
 
 
 def _claim_of(path: Path) -> _Conditions:
     """Those of the export's own claim."""
     measured: Mapping[str, Any] = Manifest.read(path).claim["measured"]
     settings = SearchSettings.from_json(measured["settings"])
-    return _Conditions(settings, str(measured["dtype"]), int(measured["batch_size"]))
+    pooling = recorded_details(measured)["pooling"]
+    return _Conditions(settings, str(measured["dtype"]), int(measured["batch_size"]), pooling)
 
 
 def _fresh(base: str) -> _Conditions:

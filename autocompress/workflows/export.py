@@ -25,6 +25,7 @@ from autocompress.workflows.session import (
     open_session,
 )
 from autocompress.workflows.settings import StudyRecord, cache_directory
+from autocompress.workflows.tasks import require_same_details
 
 _log = logging.getLogger(__name__)
 
@@ -159,6 +160,7 @@ def measured_on(session: Session, record: StudyRecord) -> Mapping[str, Any]:
         "split": split.name,
         "split_digest": split.digest,
         "n_tokens": split.n_tokens,
+        **session.task.details,
         **record.resolved["report"],
     }
 
@@ -185,10 +187,15 @@ def verify_export(
 
 
 def require_same_model(session: Session, record: StudyRecord) -> None:
-    """Refuse to go on with a run whose base model has changed; raises `UsageError`."""
+    """Refuse to go on with a run whose base model, or its pooling, is another now.
+
+    Raises:
+        UsageError: what differs.
+    """
     if session.base.digest != record.resolved["model_digest"]:
         raise UsageError(
             f"The run was made with other weights than {session.settings.model} now holds "
             f"({record.resolved['model_digest'][:12]} then, {session.base.digest[:12]} now). "
             "Next step: restore the model, or search again."
         )
+    require_same_details(session.task, record.resolved, session.settings.model)

@@ -18,7 +18,7 @@ from autocompress.core.errors import UsageError
 from autocompress.cost import CostModel, DeviceProfile, LatencyTable, LayerTime, PassTimes
 from autocompress.cost.latency import layers_digest
 from autocompress.cost.model import time_key
-from autocompress.evaluate import TASKS, detect_task
+from autocompress.evaluate import TASKS
 from autocompress.evaluate.images import ImageGeometry
 from autocompress.export.pass_timing import Stored, TimedModel, packed_model
 from autocompress.export.targets import space_for
@@ -26,6 +26,7 @@ from autocompress.models import BaseModel, load_base_model, load_config
 from autocompress.spaces import SearchSpace
 from autocompress.workflows.session import QUIET, Progress
 from autocompress.workflows.settings import resolve_model
+from autocompress.workflows.tasks import task_name_of
 
 _DECODER_TOKENS, _ENCODER_TOKENS = (1, 256), (16, 64, 256)
 _SWEEPS = 2  # a machine is not equally fast all the time
@@ -68,7 +69,7 @@ def measure_latency(
     """
     source = resolve_model(model)
     config = load_config(source)
-    name = detect_task(config, source) if task == "auto" else task
+    name = task_name_of(source, config, task)
     base = load_base_model(source, TASKS[name].auto_class, dtype=dtype, device=device)
     counts = _token_counts(tokens, base, config)
     table = _Measurement(base, space_for("any", space, base), profile, counts, model).table(

@@ -169,6 +169,7 @@ def _summary(
     splits = session.splits
     details: Mapping[str, Any] = {
         "data": settings.data,
+        **session.task.details,
         "tokens": {
             "calibration": splits.calibration.n_tokens,
             "search": splits.search.n_tokens,

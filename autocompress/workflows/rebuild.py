@@ -54,7 +54,7 @@ def statistics_name(session: Session, base: Bank, searched: Allocation, block_st
     """What the sequential statistics of an allocation depend on, as one name.
 
     Args:
-        session: gives the calibration tokens.
+        session: gives the calibration tokens and the task.
         base: the bank of the search; its entries are named by weights, statistics and code.
         searched: the allocation as the search measured it.
         block_steps: of block tuning; 0 for none.
@@ -62,6 +62,7 @@ def statistics_name(session: Session, base: Bank, searched: Allocation, block_st
     entries = [[name, base.path(name, scheme).stem] for name, scheme in searched.items()]
     weighting = session.settings.token_weighting
     facts = ["sequential statistics", 2, session.splits.calibration.digest, weighting]
+    facts += session.task.facts
     tuning = ["block tuning", 2, block_steps, FIRST_STEP, ROUNDING_STEP] if block_steps else []
     return digest([*facts, *tuning, entries])
 

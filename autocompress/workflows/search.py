@@ -52,6 +52,7 @@ from autocompress.workflows.settings import (
     cache_directory,
     require_same_study,
 )
+from autocompress.workflows.tasks import require_same_details
 from autocompress.workflows.training import with_preferences
 
 _log = logging.getLogger(__name__)
@@ -274,7 +275,7 @@ def study_record(session: Session, old: StudyRecord | None = None) -> StudyRecor
     if old is None:
         plan = session.plan()
         report = {"dtype": session.report_dtype(plan), "batch_size": plan.batch_size}
-        resolved = {**facts, "forward": plan.to_json(), "report": report}
+        resolved = {**facts, **session.task.details, "forward": plan.to_json(), "report": report}
         resolved |= resolved_owl(session, plan.dtype)
         return StudyRecord(session.settings, resolved)
     for name, value in facts.items():
@@ -284,6 +285,7 @@ def study_record(session: Session, old: StudyRecord | None = None) -> StudyRecor
                 f"{name.replace('_', ' ')} was {old.resolved[name][:12]} and is {value[:12]}. "
                 "Next step: restore them, or search into a new --out directory."
             )
+    require_same_details(session.task, old.resolved, session.settings.model)
     return StudyRecord(session.settings, old.resolved)
 
 

@@ -21,7 +21,6 @@ from autocompress.core import BASE_ALLOCATION, Allocation, LayerSpec, Resources,
 from autocompress.core.errors import DataError
 from autocompress.cost import CostModel, find_profile
 from autocompress.evaluate import (
-    TASKS,
     ForwardPlan,
     Reference,
     Split,
@@ -29,7 +28,6 @@ from autocompress.evaluate import (
     Task,
     TaskLoss,
     curvature_batches,
-    detect_task,
     load_corpus,
     make_splits,
     plan_forward,
@@ -59,6 +57,7 @@ from autocompress.search.option_table import OptionTable
 from autocompress.spaces import SearchSpace
 from autocompress.workflows import reach
 from autocompress.workflows.settings import SearchSettings, resolve_model
+from autocompress.workflows.tasks import in_words, task_on
 
 
 class Progress(Protocol):
@@ -230,7 +229,8 @@ class Session:
         """
         split, seed = self.splits.calibration, self.settings.seed
         facts = ["curvature", 1, self.base.digest, split.digest, EXACT_DTYPE, empirical, seed]
-        store = CurvatureStore(self.cache / "curvature" / digest([*facts, TEMPERING]))
+        key = digest([*facts, TEMPERING, *self.task.facts])
+        store = CurvatureStore(self.cache / "curvature" / key)
         if holds_curvature(store, self.base.layout, layers):
             return store
         self.progress.step(f"Differentiating the model on {split.n_tokens:,} calibration tokens")
@@ -339,23 +339,23 @@ def open_session(settings: SearchSettings, cache: Path, progress: Progress = QUI
     """Load model and data and cut the tokens into three disjoint splits.
 
     Raises:
-        ModelError: the model cannot be loaded or does not fit the task.
+        ModelError: the model cannot be loaded or does not fit the task, or its embeddings are
+            pooled in a way that is not built here.
         DataError: the data cannot be read, or is too short for the splits.
         UnknownNameError: no such task or device profile.
     """
     source = resolve_model(settings.model)
     trust = settings.trust_remote_code
     config = load_config(source, trust_remote_code=trust)
-    task_name = detect_task(config, source) if settings.task == "auto" else settings.task
-    task = TASKS[task_name]
+    task = task_on(source, config, settings.task)
     _ = find_profile(settings.device_profile)
     data = task.default_data if settings.data == "auto" else settings.data
     if data is None:
         raise DataError(
-            f"The task {task_name} needs {task.corpus_kind} and has no default data. Next step: "
+            f"The task {task.name} needs {task.corpus_kind} and has no default data. Next step: "
             "give --data with a JSON Lines, CSV or Parquet file, or a `datasets` directory."
         )
-    progress.step(f"Reading {data} for {task_name}")
+    progress.step(f"Reading {data} for {in_words(task)}")
     corpus = load_corpus(data, kind=task.corpus_kind)
     progress.step(f"Loading {settings.model}")
     base = load_base_model(
@@ -381,7 +381,7 @@ def open_session(settings: SearchSettings, cache: Path, progress: Progress = QUI
         seed=settings.seed,
     )
     base, unread = reach.described_as_read(base, task, splits.calibration)
-    resolved = settings.with_resolved(task=task_name, data=data)
+    resolved = settings.with_resolved(task=task.name, data=data)
     return Session(resolved, base, task, splits, cache, progress, given, unread)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from autocompress.evaluate import TASKS, detect_task
+from autocompress.evaluate import TASKS
 from autocompress.export.targets import space_for
 from autocompress.models import load_base_model, load_config
 from autocompress.workflows.settings import resolve_model
+from autocompress.workflows.tasks import task_name_of
 
 
 def describe_space(
@@ -23,6 +24,6 @@ def describe_space(
         ModelError: the model cannot be loaded.
     """
     source = resolve_model(model)
-    task_name = detect_task(load_config(source), source) if task == "auto" else task
+    task_name = task_name_of(source, load_config(source), task)
     base = load_base_model(source, TASKS[task_name].auto_class)
     return space_for(target, name, base).summary()

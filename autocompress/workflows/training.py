@@ -27,6 +27,7 @@ def with_preferences(session: Session, table: OptionTable, bank: Bank) -> Option
             session.splits.calibration.digest,
             session.space.digest,
             session.task.name,
+            *session.task.facts,
             session.settings.seed,
             session.settings.objectives.main,
             *bank_entries(bank, session.space),

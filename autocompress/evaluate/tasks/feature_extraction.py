@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +14,7 @@ from autocompress.core.errors import DataError, ModelError, UsageError
 from autocompress.evaluate.batching import batch_indices, pad_ids, pad_token_of, place
 from autocompress.evaluate.corpus import Corpus
 from autocompress.evaluate.estimators import affine, mean
+from autocompress.evaluate.pooling import MEAN, pool, require_pooling
 from autocompress.evaluate.splits import Example, Split
 from autocompress.evaluate.task import TASKS, CorpusKind, Reference, Scores, Task
 from autocompress.evaluate.tokens import as_tokenizer, encode_texts, longest_sequence, pad_token
@@ -18,11 +23,17 @@ _TEXTS = ("input_ids", "positive_input_ids")
 _HIGHEST_CHANCE = 0.999
 
 
+@dataclass(frozen=True, slots=True)
 class FeatureExtraction(Task):
-    """Mean-pooled, normalised embeddings, as sentence-transformers makes them.
+    """Pooled, normalised embeddings, as sentence-transformers makes them.
 
-    Reimers and Gurevych 2019, Sentence-BERT, section 3.
+    Cosines do not depend on lengths, so it is no matter whether the model's pipeline normalises.
+
+    Attributes:
+        pooling: of the hidden states; see `evaluate.pooling`.
     """
+
+    pooling: str = MEAN
 
     name = "feature-extraction"
     auto_class = "AutoModel"
@@ -30,6 +41,21 @@ class FeatureExtraction(Task):
     default_data = "python-docs"
     damage = "infidelity"
     summary = "sentence embeddings: cosine to the base model's, retrieval accuracy on pairs"
+
+    @property
+    def details(self) -> Mapping[str, str]:
+        """See `Task.details`."""
+        return {"pooling": self.pooling}
+
+    @property
+    def facts(self) -> Sequence[str]:
+        """See `Task.facts`."""
+        return () if self.pooling == MEAN else ("pooling", self.pooling)
+
+    def with_pooling(self, pooling: str) -> Self:
+        """See `Task.with_pooling`."""
+        require_pooling(pooling)
+        return replace(self, pooling=pooling)
 
     def encode(
         self,
@@ -86,7 +112,7 @@ class FeatureExtraction(Task):
     def answers(self, module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """See `Task.answers`; the embeddings (texts, width) of unit length."""
         batch = place(batch, module)
-        return mean_pool(module(**batch).last_hidden_state, batch["attention_mask"])
+        return pool(module(**batch).last_hidden_state, batch["attention_mask"], self.pooling)
 
     def divergence(self, answers: Tensor, base: Tensor) -> Tensor:
         """See `Task.divergence`; infidelity, by ``1 - cos = |difference|^2 / 2``."""
@@ -162,25 +188,10 @@ class FeatureExtraction(Task):
             batch = place(pad_ids([texts[i] for i in group], padding), module)
             with torch.no_grad():
                 hidden = module(**batch).last_hidden_state.float()
-            pooled = mean_pool(hidden, batch["attention_mask"]).cpu()
+            pooled = pool(hidden, batch["attention_mask"], self.pooling).cpu()
             for index, row in zip(group, pooled, strict=True):
                 rows[index] = row
         return torch.stack([row for row in rows if row is not None])
-
-
-def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens, padding excluded, scaled to unit length.
-
-    Args:
-        hidden: shape ``(batch, length, width)``, float32.
-        mask: shape ``(batch, length)``, 1 at tokens.
-
-    Returns:
-        Shape ``(batch, width)``.
-    """
-    weights = mask[:, :, None].to(hidden.dtype)
-    pooled = (hidden * weights).sum(1) / weights.sum(1)
-    return torch.nn.functional.normalize(pooled, dim=1)
 
 
 def mean_cosine_between(embeddings: Tensor) -> float:

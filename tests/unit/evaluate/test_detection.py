@@ -62,8 +62,7 @@ def test_other_architectures_are_refused_with_the_choices(config):
         detect_task(config)
 
 
-def test_a_sentence_transformers_directory_is_for_feature_extraction(tmp_path):
+def test_a_sentence_transformers_model_is_for_feature_extraction():
     config = SimpleNamespace(architectures=["Qwen3ForCausalLM"])
-    assert detect_task(config, str(tmp_path)) == "causal-lm"
-    (tmp_path / "modules.json").write_text("[]")
-    assert detect_task(config, str(tmp_path)) == "feature-extraction"
+    assert detect_task(config) == "causal-lm"
+    assert detect_task(config, has_pipeline=True) == "feature-extraction"

@@ -8,7 +8,7 @@ from torch import nn
 
 from autocompress.core.errors import DataError, ModelError
 from autocompress.evaluate import TASKS, Corpus, Split
-from autocompress.evaluate.tasks.feature_extraction import mean_cosine_between, mean_pool
+from autocompress.evaluate.tasks.feature_extraction import mean_cosine_between
 from autocompress.testing.tiny_models import tiny_tokenizer
 
 TASK = TASKS["feature-extraction"]
@@ -80,14 +80,6 @@ def test_the_cosine_of_different_rows_matches_the_whole_matrix():
     e = torch.nn.functional.normalize(table(9), dim=1)
     expected = float((e @ e.T)[~torch.eye(9, dtype=torch.bool)].mean())
     assert mean_cosine_between(e) == pytest.approx(expected, rel=1e-6)
-
-
-def test_padding_is_no_part_of_the_mean():
-    hidden = torch.randn(2, 5, 3)
-    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
-    pooled = mean_pool(hidden, mask)
-    expected = torch.nn.functional.normalize(hidden[0, :2].mean(0), dim=0)
-    assert torch.allclose(pooled[0], expected, atol=1e-6)
 
 
 def test_a_base_that_cannot_tell_texts_apart_is_refused():
