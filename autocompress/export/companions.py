@@ -1,4 +1,4 @@
-"""Files beside the weights that other tools expect: those of sentence-transformers."""
+"""Files beside the weights that other tools expect: of sentence-transformers, of processors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from autocompress.models.pipeline import MODULES_FILE, PipelineModule, read_pipe
 from autocompress.models.sources import find_file
 
 _SETTINGS = (MODULES_FILE, "sentence_bert_config.json", "config_sentence_transformers.json")
+_PROCESSOR = (
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _WITHOUT_WEIGHTS = ("Pooling", "Normalize", "Dropout")
 _OWN_FOLDER = PurePosixPath()  # of the model itself, which is written already
@@ -51,10 +55,20 @@ def copy_companions(source: str, directory: Path) -> None:
         return
     if modules:
         files |= _found(source, _SETTINGS)
-    for name, path in files.items():
-        target = directory / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+    _copy(files, directory)
+
+
+def copy_processor_files(source: str, directory: Path) -> None:
+    """Copy what AutoProcessor reads of images, videos and chats, as far as it is not written.
+
+    A search takes a tokenizer or an image processor; a model that reads both needs the rest too.
+
+    Args:
+        source: the base model's folder or hub id.
+        directory: the checkpoint that is being written, with its tokenizer or image processor.
+    """
+    missing = tuple(name for name in _PROCESSOR if not (directory / name).exists())
+    _copy(_found(source, missing), directory)
 
 
 def _files_of(source: str, module: PipelineModule) -> Files:
@@ -97,3 +111,10 @@ def _listed(source: str, module: PipelineModule) -> Files:
 
 def _found(source: str, names: tuple[str, ...]) -> Files:
     return {name: path for name in names if (path := find_file(source, name)) is not None}
+
+
+def _copy(files: Files, directory: Path) -> None:
+    for name, path in files.items():
+        target = directory / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from autocompress.core import Allocation
 from autocompress.core.errors import CheckpointError, ModelError
-from autocompress.export.companions import copy_companions
+from autocompress.export.companions import copy_companions, copy_processor_files
 from autocompress.export.manifest import Manifest, file_record, stored_bytes
 from autocompress.export.tensor_file import tensor_digests, weight_files
 from autocompress.models import BaseModel
@@ -65,6 +65,7 @@ def finish(
     """
     if base.processor is not None:
         base.processor.save_pretrained(directory)
+    copy_processor_files(base.source, directory)
     copy_companions(base.source, directory)
     files = {
         path.relative_to(directory).as_posix(): file_record(path)
