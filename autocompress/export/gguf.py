@@ -3,7 +3,8 @@
 Codes and scales are those of the search, moved into GGUF's blocks, which decode to the very matrix
 that was measured; `gguf_blocks` says which schemes have a block type. Schemes that have none are
 refused by ``gguf``; ``gguf-nearest`` quantizes them again, which changes the model. Beside the file
-lie config.json and the tokenizer, for clients that read them rather than the file's metadata.
+lie config.json, generation_config.json and the tokenizer, for clients that read them rather than
+the file's metadata.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ class Gguf(Exporter):
         with new_directory(out) as directory:
             stored, notes = self._write_file(base, weights, directory / GGUF_FILE)
             with quiet_transformers():
-                cast(Any, base.module).config.save_pretrained(directory)
+                module = cast(Any, base.module)
+                module.config.save_pretrained(directory)
+                module.generation_config.save_pretrained(directory)
             return finish(
                 directory,
                 base,

@@ -143,6 +143,14 @@ def test_a_tied_head_is_left_out_and_the_embedding_may_be_quantized(
     assert "output.weight" not in types
 
 
+def test_settings_of_generation_lie_beside_the_file(make_base: MakeBase, tmp_path: Path) -> None:
+    base = make_base("llama")
+    manifest = written(base, {}, tmp_path / "out")
+    assert "generation_config.json" in manifest.files
+    found = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
+    assert found.eos_token_id == base.module.generation_config.eos_token_id
+
+
 def test_the_manifest_states_the_bytes_of_the_file(make_base: MakeBase, tmp_path: Path) -> None:
     base = make_base("gpt2")
     weights = compress_all(base, ("rtn(bits=2,group_size=32)",))
