@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import json
 import shutil
 import signal
 from collections.abc import Callable
@@ -34,3 +35,47 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         return "someone/model"
 
     return cache
+
+
+_CONFIG = """from transformers import LlamaConfig
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+"""
+_MODEL = """from transformers import LlamaForCausalLM
+
+from .configuration_own import OwnConfig
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
+    """Makes a tiny Llama folder one of a model whose classes ship with it."""
+    import transformers.dynamic_module_utils
+
+    modules = tmp_path / "modules"
+    monkeypatch.setenv("HF_MODULES_CACHE", str(modules))  # of processes that a test starts
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(modules))
+    monkeypatch.syspath_prepend(modules)
+
+    def make(folder: Path) -> Path:
+        (folder / "configuration_own.py").write_text(_CONFIG)
+        (folder / "modeling_own.py").write_text(_MODEL)
+        config = json.loads((folder / "config.json").read_text())
+        config |= {
+            "model_type": "own",
+            "architectures": ["OwnForCausalLM"],
+            "auto_map": {
+                "AutoConfig": "configuration_own.OwnConfig",
+                "AutoModelForCausalLM": "modeling_own.OwnForCausalLM",
+            },
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return make

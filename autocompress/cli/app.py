@@ -239,6 +239,7 @@ def evaluate(
     task: Task = "auto",
     data: Data = "auto",
     tokens: Tokens = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Measure a model on report tokens, beside its base model."""
@@ -248,8 +249,9 @@ def evaluate(
 
     with StudyProgress(enabled=True) as shown:
         result = evaluate_model(
-            model, base=base, task=task, data=data, tokens=tokens, progress=shown
-        )
+            model, base=base, task=task, data=data, tokens=tokens,
+            trust_remote_code=trust_remote_code, progress=shown,
+        )  # fmt: skip
     if as_json:
         print_json(result.to_json())
     else:
@@ -317,6 +319,7 @@ def profile(
     sequence_length: SequenceLength = 256,
     seed: Seed = 0,
     empirical: Empirical = False,
+    trust_remote_code: Trust = False,
     out: ProfileOut = None,
     as_json: Json = False,
 ) -> None:
@@ -329,6 +332,7 @@ def profile(
     settings = SearchSettings(
         model=model, task=task, data=data, space=space, seed=seed, search_tokens=1,
         report_tokens=1, calibration_tokens=calibration_tokens, sequence_length=sequence_length,
+        trust_remote_code=trust_remote_code,
     )  # fmt: skip
     with StudyProgress(enabled=True) as shown:
         found = profile_model(settings, empirical=empirical, out=out, progress=shown)

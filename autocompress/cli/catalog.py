@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from autocompress.cli.options import Device, ExportTarget, Json, MethodName, SpaceName, Task
+from autocompress.cli.options import (
+    Device,
+    ExportTarget,
+    Json,
+    MethodName,
+    SpaceName,
+    Task,
+    Trust,
+)
 from autocompress.cli.printing import console, print_json
 from autocompress.core.errors import UsageError
 
@@ -34,13 +42,14 @@ def show_space(
     model: Annotated[str, typer.Option(help="Directory, hub id or package:NAME/FOLDER.")],
     task: Task = "auto",
     target: ExportTarget = "any",
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Show how many layers, choices and combinations a space gives on a model."""
     from autocompress.report.tables import space_table
     from autocompress.workflows.spaces import describe_space
 
-    summary = describe_space(name, model, task, target)
+    summary = describe_space(name, model, task, target, trust_remote_code=trust_remote_code)
     if as_json:
         print_json(summary)
     else:
@@ -79,6 +88,7 @@ def device(
     out: Annotated[
         Path | None, typer.Option(help="File to write, for --device-profile of a search.")
     ] = None,
+    trust_remote_code: Trust = False,
     as_json: Json = False,
 ) -> None:
     """Measure this machine: FLOP/s and bandwidth; with --model, its layers under each option."""
@@ -100,7 +110,8 @@ def device(
         with StudyProgress(enabled=True) as shown:
             profile = measure_latency(
                 profile, model, space or "joint", task=task, tokens=tokens or (),
-                dtype=dtype or "auto", device=device, progress=shown,
+                dtype=dtype or "auto", device=device, trust_remote_code=trust_remote_code,
+                progress=shown,
             )  # fmt: skip
     if out is not None:
         write_profile(profile, out)

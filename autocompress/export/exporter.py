@@ -87,21 +87,35 @@ class Exporter(ABC):
             RunDirectoryError: `out` is not empty or cannot be written.
         """
 
-    def load(self, path: Path, *, dtype: str | torch.dtype | None, device: str) -> nn.Module:
+    def load(
+        self,
+        path: Path,
+        *,
+        dtype: str | torch.dtype | None,
+        device: str,
+        trust_remote_code: bool = False,
+    ) -> nn.Module:
         """The model as the format's own client loads it, to be measured, in evaluation mode.
 
         Args:
             path: directory of the checkpoint.
             dtype: what to compute in; None for the checkpoint's own.
             device: torch device.
+            trust_remote_code: run the model's own code, if it is made of such.
 
         Raises:
-            CheckpointError: the checkpoint is missing or damaged.
+            CheckpointError: the checkpoint is missing or damaged, or its code may not run.
         """
         from autocompress.export.loading import load
 
         # Kernels round: what is claimed is measured as the search measured it.
-        module: nn.Module = load(path, dtype=dtype, device=device, kernels="reference")
+        module: nn.Module = load(
+            path,
+            dtype=dtype,
+            device=device,
+            kernels="reference",
+            trust_remote_code=trust_remote_code,
+        )
         return module
 
     def stored_bytes(self, path: Path) -> int:

@@ -99,8 +99,18 @@ class Gguf(Exporter):
                 foreign_bytes=stored,
             )
 
-    def load(self, path: Path, *, dtype: str | torch.dtype | None, device: str) -> nn.Module:
-        """See `Exporter.load`: transformers, which decodes the file to dense weights."""
+    def load(
+        self,
+        path: Path,
+        *,
+        dtype: str | torch.dtype | None,
+        device: str,
+        trust_remote_code: bool = False,  # noqa: ARG002
+    ) -> nn.Module:
+        """See `Exporter.load`: transformers, which decodes the file to dense weights.
+
+        No code is trusted: clients of GGUF know the families that it holds by themselves.
+        """
         from autocompress.export.gguf_loading import load_gguf
 
         return load_gguf(path, GGUF_FILE, dtype=dtype, device=device)

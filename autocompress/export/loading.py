@@ -33,11 +33,12 @@ def load(
     device: str = "cpu",
     auto_class: str | None = None,
     kernels: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Load a checkpoint that `autocompress export` wrote.
 
-    Every file is held to its checksum, the weights while they load. Nothing in the checkpoint is
-    executed: weights are safetensors, code of the repository is never run.
+    Every file is held to its checksum, the weights while they load. Weights are safetensors, and
+    nothing in the checkpoint is executed unless the caller allows it, whatever its files say.
 
     Args:
         path: directory of the checkpoint.
@@ -49,12 +50,15 @@ def load(
             measured, bit for bit; ``"auto"`` runs each layer on the fastest kernel within its
             rounding; ``"dense"`` decodes once and keeps the result. None for the environment
             variable ``AUTOCOMPRESS_KERNELS``, else ``"reference"``.
+        trust_remote_code: run the Python files that a model with code of its own is made of. They
+            are in the checkpoint; read them first.
 
     Returns:
         The model in evaluation mode. Packed layers stay packed in memory.
 
     Raises:
-        CheckpointError: the checkpoint is missing, damaged, or of a newer format version.
+        CheckpointError: the checkpoint is missing, damaged, or of a newer format version, or needs
+            code of its own that may not run.
         UsageError: no such `auto_class` or `kernels`.
     """
     if kernels is not None:
@@ -70,20 +74,28 @@ def load(
                 dtype="auto" if dtype is None else dtype,
                 output_loading_info=True,
                 local_files_only=True,
-                trust_remote_code=False,
+                trust_remote_code=trust_remote_code,
                 use_safetensors=True,
             )
     except AutocompressError:
         raise
     except _LOADING_ERRORS as error:
-        raise CheckpointError(
-            f"{directory} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+        raise CheckpointError(_refusal(directory, error)) from error
     if auto_class is None:
         _require_complete(directory, report)
     if kernels is not None:
         use_kernels(model, kernels)
     return cast(PreTrainedModel, model.to(device).eval())
+
+
+def _refusal(directory: Path, error: Exception) -> str:
+    if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+        return (
+            f"Code of a checkpoint runs only if you ask for it, but {directory} is made of code of "
+            "its own. Next step: read its .py files, then load it with trust_remote_code=True "
+            "(--trust-remote-code)."
+        )
+    return f"{directory} cannot be loaded: {type(error).__name__}: {error}"
 
 
 def _auto_class(name: str, asked_for: bool) -> Any:

@@ -111,12 +111,19 @@ class OpenVino(Exporter):
                 foreign_bytes=self.stored_bytes(directory),
             )
 
-    def load(self, path: Path, *, dtype: str | torch.dtype | None, device: str) -> nn.Module:  # noqa: ARG002
+    def load(
+        self,
+        path: Path,
+        *,
+        dtype: str | torch.dtype | None,  # noqa: ARG002
+        device: str,  # noqa: ARG002
+        trust_remote_code: bool = False,
+    ) -> nn.Module:
         """See `Exporter.load`: OpenVINO on the CPU in float32, whatever is asked for."""
         require_packages(self)
         from autocompress.export.openvino_client import load_openvino
 
-        return load_openvino(path)
+        return load_openvino(path, trust_remote_code=trust_remote_code)
 
     def stored_bytes(self, path: Path) -> int:
         """See `Exporter.stored_bytes`: the file of constants has nothing else in it."""

@@ -110,26 +110,39 @@ def _defaults(input_ids: Tensor, n_past: int) -> dict[str, Tensor]:
     }
 
 
-def load_openvino(path: Path) -> OpenVinoModule:
+def load_openvino(path: Path, *, trust_remote_code: bool = False) -> OpenVinoModule:
     """The model of an OpenVINO export, compiled for the CPU in float32.
+
+    Args:
+        path: directory of the export.
+        trust_remote_code: run the code of a config that is no part of transformers.
 
     Raises:
         CheckpointError: the export is damaged or incomplete.
     """
     check_files(path, Manifest.read(path))
-    return compiled(path)
+    return compiled(path, trust_remote_code=trust_remote_code)
 
 
-def compiled(path: Path, options: Mapping[str, Any] = EXACT) -> OpenVinoModule:
+def compiled(
+    path: Path,
+    options: Mapping[str, Any] = EXACT,
+    *,
+    config: Any = None,
+    trust_remote_code: bool = False,
+) -> OpenVinoModule:
     """The same, without a look at the manifest, under `options` of the CPU plugin.
 
-    It takes as many threads as torch has been given.
+    It takes as many threads as torch has been given, and `config` instead of the file's, if given.
     """
     threads = str(torch.get_num_threads())
     settings = {"INFERENCE_NUM_THREADS": threads, **options}
     try:
         model = openvino.Core().compile_model(path / MODEL_FILE, "CPU", settings)
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        if config is None:
+            config = transformers.AutoConfig.from_pretrained(
+                path, local_files_only=True, trust_remote_code=trust_remote_code
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path / MODEL_FILE} cannot be loaded: {type(error).__name__}: {error}"

@@ -76,7 +76,7 @@ def check_written(
         CheckpointError: they do not agree.
     """
     batch = batch_of(model, form.inputs, n=3, length=11, padded=2)
-    found = compiled(directory)(**batch)
+    found = compiled(directory, config=model.config)(**batch)
     layout = describe(model)
     dense = {
         name: decode(w.tensors, w.scheme, w.shape, torch.float32) for name, w in weights.items()

@@ -333,7 +333,7 @@ def _refusal(source: str, what: str, error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return (
             f"{source} ships its own code, which runs only if you ask for it: read the code, then "
-            "pass trust_remote_code=True."
+            "pass trust_remote_code=True (--trust-remote-code)."
         )
     if Path(source).is_dir():
         return f"{source} cannot be used as a model: {what}: {_first_line(error)}"

@@ -70,6 +70,7 @@ def evaluate_model(
     task: str = "auto",
     data: str = "auto",
     tokens: int | None = None,
+    trust_remote_code: bool = False,
     progress: Progress = QUIET,
 ) -> Evaluation:
     """Measure `model` on report tokens.
@@ -81,11 +82,13 @@ def evaluate_model(
         task: name of a task, ``auto`` for the export's own or what the config says.
         data: as for a search; ``auto`` for the export's own or the task's default.
         tokens: how many report tokens; None for the export's own or the default.
+        trust_remote_code: let code that ships with model and base run; an export's own settings
+            never allow it.
         progress: told when a long step starts.
 
     Raises:
         ModelError: model or base cannot be loaded.
-        CheckpointError: the export is damaged.
+        CheckpointError: the export is damaged, or its code may not run.
         DataError: the data cannot be read or is too short.
     """
     path = Path(model)
@@ -97,6 +100,8 @@ def evaluate_model(
         task=as_measured.settings.task if task == "auto" else task,
         data=as_measured.settings.data if data == "auto" else data,
         report_tokens=tokens or as_measured.settings.report_tokens,
+        # The settings of an export are a file of anyone's: the caller alone may allow code to run.
+        trust_remote_code=trust_remote_code,
     )
     session = open_session(settings, cache=Path(), progress=progress)
     if as_measured.pooling is not None:
@@ -147,13 +152,19 @@ def _measure(model: str, session: Session, under: _Conditions, exported: bool) -
 
 
 def _load(model: str, session: Session, base: nn.Module, dtype: str, exported: bool) -> nn.Module:
-    device = session.settings.device
+    device, trust = session.settings.device, session.settings.trust_remote_code
     if exported:
-        return _exporter(Path(model)).load(Path(model), dtype=dtype, device=device)
+        return _exporter(Path(model)).load(
+            Path(model), dtype=dtype, device=device, trust_remote_code=trust
+        )
     if resolve_model(model) == resolve_model(session.settings.model):
         return base
     return load_base_model(
-        resolve_model(model), session.task.auto_class, dtype=dtype, device=device
+        resolve_model(model),
+        session.task.auto_class,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust,
     ).module
 
 

@@ -75,6 +75,8 @@ def export_member(
 ) -> Written:
     """Rebuild a member from the layer bank and write it as a checkpoint.
 
+    Code that ships with the model runs if the search of the run was allowed to run it.
+
     Args:
         directory: run directory.
         member_id: id, unambiguous start of an id, or name of a baseline.
@@ -102,7 +104,8 @@ def export_member(
     _write(session, record, member, out, exporter)
     if not verify:
         return Written(out, None)
-    verification = verify_export(member, out, exporter, progress)
+    trust = record.settings.trust_remote_code
+    verification = verify_export(member, out, exporter, progress, trust_remote_code=trust)
     Manifest.read(out).with_verification(verification.to_json()).write(out)
     if not verification.passed:
         failed = ", ".join(name for name, *_, agrees in verification.rows if not agrees)
@@ -166,7 +169,12 @@ def measured_on(session: Session, record: StudyRecord) -> Mapping[str, Any]:
 
 
 def verify_export(
-    member: Member, out: Path, exporter: Exporter, progress: Progress
+    member: Member,
+    out: Path,
+    exporter: Exporter,
+    progress: Progress,
+    *,
+    trust_remote_code: bool = False,
 ) -> Verification:
     """Load in a fresh process, measure on the report tokens, compare with the claim.
 
@@ -174,7 +182,8 @@ def verify_export(
     else with those of the manifest.
     """
     progress.step("Reloading in a fresh process and measuring again")
-    answer = run_fresh_process("autocompress.workflows.remeasure", {"checkpoint": str(out)})
+    request = {"checkpoint": str(out), "trust_remote_code": trust_remote_code}
+    answer = run_fresh_process("autocompress.workflows.remeasure", request)
     retained = float(answer["quality"]["retained"])
     claimed = member.quality.retained
     stored, written = int(answer["storage_bytes"]), Manifest.read(out).storage_bytes

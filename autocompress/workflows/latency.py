@@ -45,6 +45,7 @@ def measure_latency(
     tokens: Sequence[int] = (),
     dtype: str = "auto",
     device: str = "cpu",
+    trust_remote_code: bool = False,
     progress: Progress = QUIET,
 ) -> DeviceProfile:
     """The profile with a latency table of a model and a search space.
@@ -59,6 +60,7 @@ def measure_latency(
             image has.
         dtype: what the model computes in; ``auto`` for the checkpoint's.
         device: torch device.
+        trust_remote_code: let code that ships with the model run.
         progress: told how many entries there are, and how far it is.
 
     Raises:
@@ -68,9 +70,15 @@ def measure_latency(
         UnknownNameError: no such task or space.
     """
     source = resolve_model(model)
-    config = load_config(source)
+    config = load_config(source, trust_remote_code=trust_remote_code)
     name = task_name_of(source, config, task)
-    base = load_base_model(source, TASKS[name].auto_class, dtype=dtype, device=device)
+    base = load_base_model(
+        source,
+        TASKS[name].auto_class,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
     counts = _token_counts(tokens, base, config)
     table = _Measurement(base, space_for("any", space, base), profile, counts, model).table(
         progress

@@ -12,11 +12,17 @@ from autocompress.workflows.tasks import task_name_of
 
 
 def describe_space(
-    name: str, model: str, task: str = "auto", target: str = "any"
+    name: str,
+    model: str,
+    task: str = "auto",
+    target: str = "any",
+    *,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """How many layers, choices, options and combinations space `name` gives on `model`.
 
-    Options that cannot run on `target` are left out.
+    Options that cannot run on `target` are left out. Code that ships with the model runs only if
+    it may.
 
     Raises:
         SpaceError: it does not fit the model or the target.
@@ -24,6 +30,7 @@ def describe_space(
         ModelError: the model cannot be loaded.
     """
     source = resolve_model(model)
-    task_name = task_name_of(source, load_config(source), task)
-    base = load_base_model(source, TASKS[task_name].auto_class)
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    auto_class = TASKS[task_name_of(source, config, task)].auto_class
+    base = load_base_model(source, auto_class, trust_remote_code=trust_remote_code)
     return space_for(target, name, base).summary()
