@@ -100,9 +100,10 @@ def test_the_curvature_pass_weighs_the_tokens_that_the_pooling_reads(tmp_path, f
     assert float(energies.sum()) > 0
 
 
+@pytest.mark.parametrize("family", ["bert-encoder", "llama"])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_shared_block_outputs_give_the_same_bits_under_each_pooling(tmp_path, pooling):
-    module, task = _headless("bert-encoder"), TASK.with_pooling(pooling)
+def test_shared_block_outputs_give_the_same_bits_under_each_pooling(tmp_path, family, pooling):
+    module, task = _headless(family), TASK.with_pooling(pooling)
     layout, split = describe(module), Split.of("search", texts(9, 5, 7, 8))
     weights = {layer.name: weight_matrix(module, layer) for layer in layout.layers}
     shared = TrialContext(
