@@ -195,7 +195,7 @@ def against_baselines(
 def comparison_summary(
     comparisons: Sequence[Comparison], objectives: Objectives = DEFAULT_OBJECTIVES
 ) -> str:
-    """One line for people: at which baselines the front is no worse, and where it failed."""
+    """For people: at which baselines the front is no worse, where it failed, by what."""
     if not comparisons:
         return ""
     better = sum(c.verdict is Verdict.BETTER for c in comparisons)
@@ -209,6 +209,11 @@ def comparison_summary(
         text += f"; the search found nothing else as good as {', '.join(alone)}"
     if failed:
         text += f"; it holds nothing as good as {', '.join(failed)}"
+    if any(c.difference is not None and c.difference.damage is not None for c in comparisons):
+        text += (
+            ". Verdicts are of the damage of each sequence, in pairs; the errors of Δ retained "
+            "take the two models as independent"
+        )
     return text + "."
 
 

@@ -149,3 +149,12 @@ def test_a_file_of_a_version_that_did_not_compare_still_loads(document, tmp_path
     again = FrontDocument.read(tmp_path)
     assert again.comparisons == ()
     assert again.members == document.members
+
+
+def test_the_summary_says_by_what_verdicts_are_where_sequences_are_known():
+    known = Difference(Measurement(0.1, 0.2), Measurement(-0.1, 0.01))
+    compared = Comparison("uniform-4bit", known.verdict, member="x", difference=known)
+    said = "Verdicts are of the damage of each sequence, in pairs"
+    assert said in comparison_summary([compared])
+    plain = replace(compared, difference=Difference(Measurement(0.1, 0.2)))
+    assert said not in comparison_summary([plain])
