@@ -24,7 +24,7 @@ def main() -> int:
     seconds: dict[str, float] = {}
     search = [
         "search", MODEL, "--space", "joint", "--data", "python-docs",
-        "--driver", "ray", "--workers", "2", "--budget", "96 trials", "--budget", "4m",
+        "--driver", "ray", "--workers", "2", "--budget", "128 trials", "--budget", "4m",
         "--out", str(out),
     ]  # fmt: skip
     if status := run(search, seconds):
