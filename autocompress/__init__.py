@@ -7,8 +7,10 @@ It also teaches transformers to read packed checkpoints, so that after ``import 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from importlib.metadata import version as _version
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from autocompress.export.hook import install as _install_hook
@@ -60,3 +62,22 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'autocompress' has no attribute {name!r}")
     module, attribute = _VERBS[name]
     return getattr(import_module(module), attribute)
+
+
+class _Named(ModuleType):
+    """A subpackage that is called like a verb, ``search`` or ``evaluate``, and can be called so."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return __getattr__(self.__name__.rpartition(".")[2])(*arguments, **named)
+
+
+class _Package(ModuleType):
+    """This package: importing a subpackage binds its name here, over that of the verb."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _VERBS and isinstance(value, ModuleType):
+            value.__class__ = _Named
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

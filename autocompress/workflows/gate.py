@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autocompress.core.errors import NoAnswerError, RunDirectoryError, UsageError
+from autocompress.core.errors import (
+    CheckpointError,
+    NoAnswerError,
+    RunDirectoryError,
+    UsageError,
+)
+from autocompress.fronts import parse_bytes
 from autocompress.fronts.document import FRONT_FILE, FrontDocument, Member, pick
 from autocompress.objectives import Candidate, Check, judge
 
@@ -41,7 +49,7 @@ def judge_target(
     target: str | Path,
     *,
     min_quality: float | None = None,
-    max_bytes: int | None = None,
+    max_bytes: int | str | None = None,
     min_cost_efficiency: float | None = None,
     max_latency_ms: float | None = None,
 ) -> Verdict:
@@ -51,13 +59,22 @@ def judge_target(
     thresholds; if none fits, the one of best cost efficiency (or best quality, if all are below its
     floor), so that the table shows what fails.
     An export is judged by the bytes that its files hold now and the quality that its reload
-    verified.
+    verified. Cost efficiency and latency are those of the packed format: of an export in another
+    one they are not known.
+
+    Args:
+        target: the directory.
+        min_quality: least retained quality.
+        max_bytes: most bytes, as a number or as in ``60MB``.
+        min_cost_efficiency: least cost efficiency.
+        max_latency_ms: most milliseconds per token.
 
     Raises:
-        UsageError: no threshold was given.
+        UsageError: no threshold was given, or one cannot be read.
         RunDirectoryError: the directory is neither a run nor an export.
-        CheckpointError: the export is damaged.
+        CheckpointError: the export is damaged, or its reload did not verify it.
     """
+    max_bytes = parse_bytes(max_bytes) if isinstance(max_bytes, str) else max_bytes
     thresholds = (min_quality, max_bytes, min_cost_efficiency, max_latency_ms)
     if all(value is None for value in thresholds):
         raise UsageError(
@@ -109,5 +126,23 @@ def _exported(path: Path) -> Candidate:
             "neither. Next step: give the --out directory of `autocompress search` or `export`."
         )
     manifest = Manifest.read(path)
-    stored = EXPORTERS[manifest.checkpoint_format].stored_bytes(path)
-    return Candidate.of_claim(manifest.claim, storage_bytes=stored)
+    exporter = EXPORTERS[manifest.checkpoint_format]
+    candidate = Candidate.of_claim(manifest.claim, storage_bytes=exporter.stored_bytes(path))
+    candidate = replace(candidate, retained=_verified(path, manifest.verification))
+    if exporter.claims_bytes:
+        return candidate
+    return replace(candidate, cost_efficiency=math.nan, latency_ms_per_token=math.nan)
+
+
+def _verified(path: Path, verification: Mapping[str, Any] | None) -> float:
+    """The retained quality that a reload in a fresh process gave."""
+    if verification is None or verification.get("passed") is not True:
+        how = "was not verified" if verification is None else "failed its verification"
+        raise CheckpointError(
+            f"A gate judges what a reload of the export verified, but {path} {how}. Next step: "
+            "export the member again, with verification, and look at what it says."
+        )
+    for check in verification.get("checks", ()):
+        if check.get("name") == "retained" and check.get("reloaded") is not None:
+            return float(check["reloaded"])
+    return math.nan

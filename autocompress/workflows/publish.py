@@ -82,16 +82,19 @@ def _missed_least(front: Sequence[TrialResult], objectives: Objectives) -> int:
 
 def measure_on_report_tokens(
     requests: Sequence[TrialRequest], driver: Driver, directory: Path, progress: Progress
-) -> list[TrialResult]:
+) -> tuple[list[TrialResult], bool]:
     """Measure each request on the driver's tokens, going on from an earlier, interrupted run.
 
-    An interrupt returns what is measured so far.
+    What failed in that run is tried again.
+
+    Returns:
+        What is measured, and whether that was interrupted before the last.
 
     Raises:
         TrialError: the base model could not be measured.
     """
     with Journal(directory / REPORT_JOURNAL) as journal:
-        done = {r.request.number for r in journal.read()}
+        done = {r.request.number for r in journal.read() if r.is_complete}
         missing = [r for r in requests if r.number not in done]
         try:
             with closing(driver.run(iter(missing))) as results:
@@ -99,8 +102,8 @@ def measure_on_report_tokens(
                     journal.append(result)
                     progress.advance(n_measured, len(missing))
         except KeyboardInterrupt:
-            pass  # what is in the journal is a valid, smaller front
-        return journal.read()
+            return journal.read(), True  # a valid, smaller front
+        return journal.read(), False
 
 
 def front_document(

@@ -85,9 +85,11 @@ class RunFront:
     def __len__(self) -> int:
         return len(self.document.members)
 
-    def __getitem__(self, member_id: str) -> RunMember:
-        """The member (or baseline) of that id or unambiguous start of an id."""
-        return RunMember(self.directory, find_member(self.document, member_id))
+    def __getitem__(self, member: str | int) -> RunMember:
+        """The member (or baseline) of that id or unambiguous start of an id; or by its place."""
+        if isinstance(member, int):
+            return RunMember(self.directory, self.document.members[member])
+        return RunMember(self.directory, find_member(self.document, member))
 
     def pick(
         self,

@@ -46,6 +46,7 @@ from autocompress.workflows.report import write_provenance, write_report
 from autocompress.workflows.run import Run
 from autocompress.workflows.session import Session, open_session
 from autocompress.workflows.settings import (
+    CACHE_FOLDER,
     STUDY_FILE,
     SearchSettings,
     StudyRecord,
@@ -58,20 +59,21 @@ from autocompress.workflows.training import with_preferences
 _log = logging.getLogger(__name__)
 
 MIRROR = "optuna.log"
+IN_PART = "interrupted: the front is of what is measured; --resume completes it"
 INTERRUPTED = "interrupted: publishing what is finished (Ctrl-C again to stop at once)"
 
 
 def search(
-    model: str,
+    model: str | Path,
     *,
     effort: str = "standard",
-    space: str | None = None,
+    space: str | Path | None = None,
     target: str = "any",
     rotate: str = "none",
-    data: str = "auto",
+    data: str | Path = "auto",
     task: str = "auto",
     sampler: str = "guided",
-    budget: str | Sequence[str] | None = None,
+    budget: str | int | Sequence[str] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     driver: str = "local",
@@ -91,7 +93,7 @@ def search(
     token_weighting: str = "gradient",
     cache: str | Path | None = None,
     bank_size: str | None = None,
-    aim: Sequence[str] = (),
+    aim: str | Sequence[str] = (),
     finalize: bool | None = None,
     optimize: str = "quality,bytes",
     progress: bool = False,
@@ -111,6 +113,7 @@ def search(
         task: name of a task; ``auto`` reads it from the model's config.
         sampler: ``guided`` or another one that ``autocompress samplers`` lists.
         budget: one limit or several, e.g. ``["40 trials", "10m"]``; the first one reached ends it.
+            A number is of trials.
         out: run directory; by default a new one under ``results/``.
         resume: go on with the search in `out`.
         driver: ``local`` or ``ray``.
@@ -142,9 +145,10 @@ def search(
         RunDirectoryError: `out` is not empty, cannot be written, or is damaged.
         TrialError: every trial failed.
     """
-    limits = (budget,) if isinstance(budget, str) else budget
+    limits = (str(budget),) if isinstance(budget, str | int) else budget
+    aim = (aim,) if isinstance(aim, str) else aim
     settings = SearchSettings(
-        model=model, task=task, data=data, target=target, rotate=rotate, sampler=sampler,
+        model=str(model), task=task, data=str(data), target=target, rotate=rotate, sampler=sampler,
         driver=driver, workers=workers, gpus_per_worker=gpus_per_worker, address=address,
         seed=seed, device=device, dtype=dtype, sequence_length=sequence_length,
         trial_timeout_seconds=trial_timeout, device_profile=device_profile,
@@ -152,7 +156,8 @@ def search(
         cache=None if cache is None else str(cache), bank_size=bank_size, aim=tuple(aim),
         optimize=optimize,
         **with_effort(effort, {
-            "space": space, "budget": None if limits is None else tuple(limits),
+            "space": None if space is None else str(space),
+            "budget": None if limits is None else tuple(limits),
             "calibration_tokens": calibration_tokens, "search_tokens": search_tokens,
             "report_tokens": report_tokens, "finalize": finalize,
         }),
@@ -181,11 +186,11 @@ def run_search(
         if hint := few_tokens(session):
             shown.step(hint)
         record = study_record(session, old)
-        _create(directory, record)
         with (
             Journal(directory / JOURNAL_FILE) as journal,
             Mirror(directory / MIRROR, space, journal.read(), objectives) as mirror,
         ):
+            _write(record, directory)  # by the one that holds the journal
             context = search_context(session, record)
             with closing(make_driver(settings, context)) as driver:
                 table = _table(sampler_class, session, context, driver, directory)
@@ -201,8 +206,8 @@ def run_search(
                 spent = study.spent
         if study.interrupted:
             shown.step(INTERRUPTED)
-        run = _publish(session, record, results, spent, directory)
-        if settings.finalize and not study.interrupted:
+        run, in_part = _publish(session, record, results, spent, directory)
+        if settings.finalize and not study.interrupted and not in_part:
             return _finalized(run, session, record)
         return run
 
@@ -226,17 +231,20 @@ def _table(
 
 def _publish(
     session: Session, record: StudyRecord, results: Sequence[TrialResult], spent: Spent, to: Path
-) -> Run:
+) -> tuple[Run, bool]:
+    """The run with its front, and whether an interrupt left models unmeasured."""
     requests = shortlist(results, session.settings.objectives)
     context = report_context(session, record)
     session.progress.step(f"Measuring {len(requests)} models on report tokens")
     with closing(report_driver(session.settings, context)) as driver:
-        measured = measure_on_report_tokens(requests, driver, to, session.progress)
+        measured, in_part = measure_on_report_tokens(requests, driver, to, session.progress)
+    if in_part:
+        session.progress.step(IN_PART)
     document = front_document(session, record, measured, spent)
     document.write(to)
     write_provenance(to, _facts(session, record))
     write_report(to)
-    return Run(to, document)
+    return Run(to, document), in_part
 
 
 def _finalized(run: Run, session: Session, record: StudyRecord) -> Run:
@@ -297,7 +305,8 @@ def _run_directory(settings: SearchSettings, out: Path | None, resume: bool) -> 
         return _fresh_directory(settings)
     if out.exists() and not out.is_dir():
         raise RunDirectoryError(f"--out must be a directory, but {out} is a file.")
-    occupied = out.is_dir() and any(out.iterdir())
+    # An interrupt before the first trial may have left the cache, and it alone.
+    occupied = out.is_dir() and any(path.name != CACHE_FOLDER for path in out.iterdir())
     if resume and not (out / STUDY_FILE).is_file():
         raise RunDirectoryError(
             f"--resume goes on with an earlier search, but {out} holds no {STUDY_FILE}. Next "
@@ -321,9 +330,8 @@ def _fresh_directory(settings: SearchSettings) -> Path:
     raise RunDirectoryError("results/ is full of runs of this name. Next step: give --out.")
 
 
-def _create(directory: Path, record: StudyRecord) -> None:
+def _write(record: StudyRecord, directory: Path) -> None:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         record.write(directory)
     except OSError as error:
         raise RunDirectoryError(

@@ -23,6 +23,7 @@ from autocompress.export.targets import TARGETS
 STUDY_FILE = "study.yaml"
 ROTATIONS = ("none", "hadamard")
 _PACKAGE = "package:"
+CACHE_FOLDER = "cache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,7 @@ class StudyRecord:
 
 def cache_directory(settings: SearchSettings, directory: Path) -> Path:
     """Where statistics, bank and option tables of a run lie."""
-    return directory / "cache" if settings.cache is None else Path(settings.cache)
+    return directory / CACHE_FOLDER if settings.cache is None else Path(settings.cache)
 
 
 def resolve_model(source: str) -> str:

@@ -1,0 +1,55 @@
+"""Measuring on report tokens: interrupted, failed, and gone on with."""
+
+from autocompress.core import (
+    BASE_ALLOCATION,
+    Measurement,
+    Metrics,
+    Quality,
+    Resource,
+    TrialRequest,
+    TrialResult,
+    TrialStatus,
+)
+from autocompress.workflows.publish import measure_on_report_tokens
+from autocompress.workflows.session import QUIET
+
+METRICS = Metrics(
+    Quality(1.0, 0.0, Measurement(0.1, 0.0), {}, 1),
+    {"storage_bytes": Resource(1.0, "bytes", "analytic")},
+)
+REQUESTS = [TrialRequest(n, BASE_ALLOCATION, "baseline:base") for n in range(3)]
+
+
+class Driver:
+    """Answers with a status for each trial; None interrupts."""
+
+    n_workers = 1
+
+    def __init__(self, *statuses):
+        self._statuses = statuses
+        self.asked = []
+
+    def run(self, requests):
+        for request, status in zip(requests, self._statuses, strict=False):
+            if status is None:
+                raise KeyboardInterrupt
+            self.asked.append(request.number)
+            yield TrialResult(request, status, METRICS)
+
+
+def measure(driver, folder):
+    return measure_on_report_tokens(REQUESTS, driver, folder, QUIET)
+
+
+def test_an_interrupt_leaves_what_is_measured_and_says_so(tmp_path):
+    results, in_part = measure(Driver(TrialStatus.COMPLETE, None), tmp_path)
+    assert ([r.request.number for r in results], in_part) == ([0], True)
+
+
+def test_what_is_complete_stays_and_what_failed_is_tried_again(tmp_path):
+    first = Driver(TrialStatus.COMPLETE, TrialStatus.OUT_OF_MEMORY, TrialStatus.COMPLETE)
+    assert measure(first, tmp_path)[1] is False
+    again = Driver(TrialStatus.COMPLETE)
+    results, in_part = measure(again, tmp_path)
+    assert (again.asked, in_part) == ([1], False)
+    assert {r.request.number for r in results if r.is_complete} == {0, 1, 2}
