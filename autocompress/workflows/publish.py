@@ -46,13 +46,14 @@ def shortlist(
     """What is worth measuring on report tokens: the base, the baselines and the search front.
 
     Trials that another one beats on damage and all resources on the search tokens are left out; of
-    equal allocations the first one counts. A crowded front is thinned out to `MOST_MEMBERS`.
+    equal allocations the first one counts. A crowded front is thinned out to `MOST_MEMBERS`. A base
+    and baselines that failed in the search, perhaps for a reason that has passed, are tried again.
     """
     complete = [r for r in results if r.is_complete]
     front = Front.of(complete, lambda r: objectives.losses(_metrics(r)))
     proposed = [r for r in front if not r.request.is_baseline]
     kept = thinned(proposed, MOST_MEMBERS, objectives)
-    wanted = [r for r in complete if r.request.is_baseline] + kept
+    wanted = [r for r in results if r.request.is_baseline and not r.is_early_stopped] + kept
     first = {r.request.allocation: r.request for r in reversed(wanted)}
     return sorted(first.values(), key=lambda request: request.number)
 

@@ -2,6 +2,7 @@
 
 from autocompress.core import (
     BASE_ALLOCATION,
+    Allocation,
     Measurement,
     Metrics,
     Quality,
@@ -10,7 +11,7 @@ from autocompress.core import (
     TrialResult,
     TrialStatus,
 )
-from autocompress.workflows.publish import measure_on_report_tokens
+from autocompress.workflows.publish import measure_on_report_tokens, shortlist
 from autocompress.workflows.session import QUIET
 
 METRICS = Metrics(
@@ -53,3 +54,10 @@ def test_what_is_complete_stays_and_what_failed_is_tried_again(tmp_path):
     results, in_part = measure(again, tmp_path)
     assert (again.asked, in_part) == ([1], False)
     assert {r.request.number for r in results if r.is_complete} == {0, 1, 2}
+
+
+def test_a_base_that_failed_in_the_search_is_tried_again():
+    failed = TrialResult(REQUESTS[0], TrialStatus.WORKER_DIED, error="gone")
+    other = Allocation.from_json({"up": "rtn(bits=4)"})
+    found = TrialResult(TrialRequest(5, other, "sampler:guided"), TrialStatus.COMPLETE, METRICS)
+    assert [r.number for r in shortlist([failed, found])] == [0, 5]
