@@ -192,13 +192,14 @@ def add(kernel: Kernel[Any]) -> None:
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """What dense products are fastest in, for a layer that computes in `dtype`.
 
-    bfloat16 on CPUs with AMX; float32 on other CPUs, whose 16-bit products are several times
-    slower; on a GPU the layer's own.
+    bfloat16 on CPUs with AMX or AVX-512 BF16; float32 on other CPUs, whose 16-bit products are
+    several times slower; on a GPU the layer's own.
     """
     if device.type != "cpu":
         return dtype
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return torch.bfloat16 if has_amx and dtype != torch.float16 else torch.float32
+    asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    is_fast = any(getattr(torch.cpu, name, lambda: False)() for name in asked)
+    return torch.bfloat16 if is_fast and dtype != torch.float16 else torch.float32
 
 
 def rounding(*dtypes: torch.dtype) -> float:

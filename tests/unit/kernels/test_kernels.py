@@ -193,4 +193,4 @@ def test_the_tolerances_are_those_of_rounding() -> None:
     for name in KERNELS:
         tolerance = KERNELS[name].tolerance(torch.float32, CPU)
         assert math.isfinite(tolerance)
-        assert 0 < tolerance < 0.03
+        assert 0 < tolerance < 0.05  # two matrices whose every product is in bfloat16
