@@ -6,6 +6,7 @@ import torch
 
 from autocompress.core import Scheme
 from autocompress.kernels import KERNELS, dispatch, dynamic, refusals
+from autocompress.kernels.base import product_dtype
 from autocompress.methods import decode, input_map, slices
 from autocompress.methods.base import Residual
 from autocompress.methods.schemes import plan
@@ -193,4 +194,6 @@ def test_the_tolerances_are_those_of_rounding() -> None:
     for name in KERNELS:
         tolerance = KERNELS[name].tolerance(torch.float32, CPU)
         assert math.isfinite(tolerance)
-        assert 0 < tolerance < 0.05  # two matrices whose every product is in bfloat16
+        in_16_bits = product_dtype(torch.float32, CPU) is torch.bfloat16
+        two_matrices = name in ("low_rank", "corrected")
+        assert 0 < tolerance < (0.05 if in_16_bits and two_matrices else 0.03)
