@@ -34,6 +34,7 @@ from autocompress.search.option_table import OptionTable
 from autocompress.search.peers.scores import peer_scores
 from autocompress.search.run_trial import run_trial
 from autocompress.workflows.contexts import report_context, search_context
+from autocompress.workflows.probing import search_probe
 from autocompress.workflows.search import study_record
 from autocompress.workflows.session import EXACT_DTYPE, Session, open_session
 from autocompress.workflows.settings import SearchSettings
@@ -53,7 +54,11 @@ class Case:
         self.search: TrialContext = replace(search_context(self.session, record), threads=threads)
         self.report: TrialContext = replace(report_context(self.session, record), threads=threads)
         started = time.perf_counter()
-        self.table = self.session.option_table(self.search.bank, self.session.searched_curvature)
+        self.table = self.session.option_table(
+            self.search.bank,
+            self.session.searched_curvature,
+            probe=search_probe(self.session, self.search),
+        )
         self.table_seconds = time.perf_counter() - started
         self._scores: dict[str, OptionTable] = {}
 

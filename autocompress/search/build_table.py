@@ -22,7 +22,7 @@ from torch import Tensor
 from autocompress.bank import Bank
 from autocompress.core import LayerSpec, Scheme, digest
 from autocompress.core.files import write_atomically
-from autocompress.cost import CostModel, CostPart
+from autocompress.cost import CostModel
 from autocompress.methods import (
     METHODS,
     CompressedWeight,
@@ -33,18 +33,22 @@ from autocompress.methods import (
     unread_rows,
 )
 from autocompress.models import LayerCurvature, ModelLayout, predicted_damage
+from autocompress.search.option_costs import option_costs
 from autocompress.search.option_table import Floats, OptionCosts, OptionTable, PerChoice
-from autocompress.spaces import READERS, Choice, SearchSpace
+from autocompress.search.probe import ErrorsOf, Probe, corrected, group_of
+from autocompress.spaces import READERS, Choice, Option, SearchSpace
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = "option table 4"
+_FORMAT = "option table 5"
 
 MOST_EXACT = 12
 """Options of a layer that are all compressed to predict them. Where there are more, a scheme that
 factorizes, sparsifies and quantizes is predicted as the sum of these stages alone: 7 compressions
 instead of 28 where 2 ranks, 1 sparsity and 4 widths are combined. The trials correct what that
 misses."""
+
+_WEIGHTS, _INPUTS = 0, 1  # rows of the damages of a layer, see `_damages`
 
 _ADDS_UP = {StageKind.FACTORIZE, StageKind.SPARSIFY, StageKind.QUANTIZE}
 
@@ -66,6 +70,7 @@ def build_option_table(
     cost: CostModel,
     weights: Mapping[str, Tensor],
     fill: Fill | None = None,
+    probe: Probe | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> OptionTable:
@@ -83,17 +88,26 @@ def build_option_table(
         weights: base weights (o, d) by layer name.
         fill: asked to compress what the bank may lack, unless a finished table is found; None
             compresses in this process, when a damage is computed.
+        probe: corrects the predictions, see `search.probe`; None leaves them as they are.
         cache: folder of finished tables; None to build anew. A table that cannot be read is built
             again, one that cannot be written is returned all the same, each with a warning.
         progress: told how many of all layer × option are done.
     """
-    key = _key(space, layout, bank, curvature, cost)
+    key = _key(space, layout, bank, curvature, cost, probe=probe)
     path = None if cache is None else cache / f"{key}.json"
     table = None if path is None else _read(path, space)
     if table is None:
         damages_of = partial(_damages, bank, curvature, weights)
         found = _by_layer(space, layout, damages_of, fill or _on_demand, progress)
-        damage = tuple(_of_choice(choice, layout, found) for choice in space.choices)
+        parts = [_of_choice(choice, layout, found) for choice in space.choices]
+        weighed = [part[_WEIGHTS] for part in parts]
+        if probe is not None:
+            errors = partial(_errors, bank, weights, schemes_to_compress(space, layout))
+            weighed = _probed(probe, space, layout, errors, weighed)
+        damage = tuple(
+            np.minimum(of_weights + part[_INPUTS], NOT_FINITE)
+            for of_weights, part in zip(weighed, parts, strict=True)
+        )
         table = _table(space, layout, damage, option_costs(space, layout, cost))
         if path is not None:
             _write(path, table)
@@ -146,11 +160,11 @@ def _on_demand(wanted: Mapping[str, Sequence[Scheme]]) -> Generator[str, None, N
 def _by_layer(
     space: SearchSpace,
     layout: ModelLayout,
-    damages_of: Callable[[LayerSpec, Sequence[Scheme]], Iterator[float]],
+    damages_of: Callable[[LayerSpec, Sequence[Scheme]], Iterator[tuple[float, float]]],
     fill: Fill,
     progress: Progress | None,
 ) -> dict[str, Floats]:
-    """Damage of each layer under each option of its choice, computed as soon as it is filled."""
+    """Both damages of each layer under each option of its choice, as soon as it is filled."""
     options = _options(space)
     total, done = sum(map(len, options.values())), 0
     found: dict[str, Floats] = {}
@@ -158,9 +172,9 @@ def _by_layer(
         for name in chain(filled, options):
             if name in found:
                 continue
-            found[name] = np.zeros(len(options[name]))
-            for level, value in enumerate(damages_of(layout.layer(name), options[name])):
-                found[name][level] = value
+            found[name] = np.zeros((2, len(options[name])))
+            for level, both in enumerate(damages_of(layout.layer(name), options[name])):
+                found[name][:, level] = both
                 done += 1
                 if progress is not None:
                     progress(done, total)
@@ -168,17 +182,23 @@ def _by_layer(
 
 
 def _of_choice(choice: Choice, layout: ModelLayout, found: Mapping[str, Floats]) -> Floats:
-    """Damage of the options of a choice; those of its layers add up.
+    """Both damages of the options of a choice, (2, options); those of its layers add up."""
+    damage = np.zeros((2, len(choice.options)))
+    for level, option in enumerate(choice.options):
+        for name in _counted(choice, option, layout):
+            damage[:, level] += found[name][:, level]
+    return damage
 
-    Where all are dropped, only those count whose outputs leave the part: what the others put out
-    meets zeros.
+
+def _counted(choice: Choice, option: Option, layout: ModelLayout) -> Sequence[str]:
+    """The layers of a choice whose errors count under an option.
+
+    Where all are dropped, only those whose outputs leave the part: what the others put out meets
+    zeros.
     """
     last = [name for name in choice.layers if layout.layer(name).role in READERS]
-    damage = np.zeros(len(choice.options))
-    for level, option in enumerate(choice.options):
-        dropped = last and all(map(drops, option.schemes))
-        damage[level] = sum(found[name][level] for name in (last if dropped else choice.layers))
-    return np.minimum(damage, NOT_FINITE)
+    dropped = last and all(map(drops, option.schemes))
+    return last if dropped else choice.layers
 
 
 def _damages(
@@ -187,24 +207,80 @@ def _damages(
     weights: Mapping[str, Tensor],
     layer: LayerSpec,
     schemes: Sequence[Scheme],
-) -> Iterator[float]:
-    """Damage of a layer under each scheme, one decoded matrix in memory at a time."""
+) -> Iterator[tuple[float, float]]:
+    """What a layer damages under each scheme: by errors of its weight, by rounding its inputs.
+
+    One decoded matrix is in memory at a time.
+    """
     found = curvature(layer)
     weight = weights[layer.name]
 
     @cache
-    def exact(scheme: Scheme) -> float:
+    def exact(scheme: Scheme) -> tuple[float, float]:
         packed = bank.packed(layer.name, scheme).to(weight.device)
-        # in float32, as search-time forwards decode; a 16-bit base would round once more
-        dense = decode(packed.tensors, packed.scheme, packed.shape, torch.float32).to(weight.device)
-        unread = unread_rows(packed.tensors, packed.scheme, packed.shape)
-        if unread is not None:  # what reads them says what it loses
-            dense[unread] = weight[unread].float()
-        damage = predicted_damage(weight, dense, found)
-        return _finite(damage + _of_inputs(dense, packed, found), layer, scheme)
+        dense = _decoded(packed, weight)
+        both = predicted_damage(weight, dense, found), _of_inputs(dense, packed, found)
+        return _finite(both, layer, scheme)
 
     for parts in _summands(schemes):
-        yield sum(map(exact, parts))
+        of_weights, of_inputs = zip((0.0, 0.0), *map(exact, parts), strict=True)
+        yield sum(of_weights), sum(of_inputs)
+
+
+def _decoded(packed: CompressedWeight, weight: Tensor) -> Tensor:
+    """The matrix (o, d) that takes the place of `weight`, float32 as search-time forwards decode.
+
+    A 16-bit base would round once more. Rows that nothing reads stay as they are: what reads them
+    says what it loses.
+    """
+    dense = decode(packed.tensors, packed.scheme, packed.shape, torch.float32).to(weight.device)
+    unread = unread_rows(packed.tensors, packed.scheme, packed.shape)
+    if unread is not None:
+        dense[unread] = weight[unread].float()
+    return dense
+
+
+def _errors(
+    bank: Bank, weights: Mapping[str, Tensor], schemes: Mapping[str, Sequence[Scheme]], name: str
+) -> Tensor:
+    """``dense - weight`` of a layer under each of its schemes, (schemes, o, d) float32."""
+    weight = weights[name]
+    packed = (bank.packed(name, scheme).to(weight.device) for scheme in schemes[name])
+    return torch.stack([_decoded(one, weight).sub_(weight) for one in packed])
+
+
+def _probed(
+    probe: Probe,
+    space: SearchSpace,
+    layout: ModelLayout,
+    errors: ErrorsOf,
+    predicted: Sequence[Floats],
+) -> list[Floats]:
+    """Damages by errors of weights as a probe corrects them, for each choice."""
+    schemes = schemes_to_compress(space, layout)
+    if not schemes:
+        return list(predicted)
+    slopes = probe.measure({name: len(found) for name, found in schemes.items()}, errors)
+    columns = {
+        (name, scheme): slopes.by_layer[name][:, place].numpy()
+        for name, found in schemes.items()
+        for place, scheme in enumerate(found)
+    }
+    summands = {name: _summands(schemes) for name, schemes in _options(space).items()}
+
+    def along(choice: Choice, level: int) -> Floats:
+        names = _counted(choice, choice.options[level], layout)
+        parts = [columns[name, part] for name in names for part in summands[name][level]]
+        return sum(parts, np.zeros(slopes.n_samples))
+
+    places = [(choice, level) for choice in space.choices for level in range(len(choice.options))]
+    damages = corrected(
+        np.concatenate(predicted),
+        np.column_stack([along(choice, level) for choice, level in places]),
+        slopes.n_units,
+        [group_of(layout.layer(c.layers[0]).role, c.options[level].schemes) for c, level in places],
+    )
+    return np.split(damages, np.cumsum([len(choice.options) for choice in space.choices])[:-1])
 
 
 def _of_inputs(dense: Tensor, packed: CompressedWeight, found: LayerCurvature) -> float:
@@ -219,16 +295,16 @@ def _of_inputs(dense: Tensor, packed: CompressedWeight, found: LayerCurvature) -
     )
 
 
-def _finite(value: float, layer: LayerSpec, scheme: Scheme) -> float:
-    if math.isfinite(value):
-        return value
+def _finite(both: tuple[float, float], layer: LayerSpec, scheme: Scheme) -> tuple[float, float]:
+    if all(map(math.isfinite, both)):
+        return both
     _log.warning(
         "The predicted damage of layer %r under %s is not finite; it counts as %g.",
         layer.name,
         scheme,
         NOT_FINITE,
     )
-    return NOT_FINITE
+    return NOT_FINITE, 0.0
 
 
 def _table(
@@ -243,36 +319,6 @@ def _table(
         costs=costs.added,
         fixed=costs.fixed,
     )
-
-
-def option_costs(space: SearchSpace, layout: ModelLayout, cost: CostModel) -> OptionCosts:
-    """What every option adds to every resource that sums over layers, from shapes alone."""
-    parts = [
-        [_parts(layout, cost, choice, level) for level in range(len(choice.options))]
-        for choice in space.choices
-    ]
-    searched = set(space.searched_layers)
-    base = [cost.part(layer, Scheme()) for layer in cost.layers if layer.name not in searched]
-    fixed = [cost.rest.additive(cost.profile), *(p.additive(cost.profile) for p in base)]
-    return OptionCosts(
-        added={
-            resource: tuple(
-                np.array([_sum(level, resource, cost) for level in rows], dtype=np.float64)
-                for rows in parts
-            )
-            for resource in fixed[0]
-        },
-        fixed={resource: float(sum(part[resource] for part in fixed)) for resource in fixed[0]},
-    )
-
-
-def _sum(parts: Sequence[CostPart], resource: str, cost: CostModel) -> float:
-    return sum(part.additive(cost.profile)[resource] for part in parts)
-
-
-def _parts(layout: ModelLayout, cost: CostModel, choice: Choice, level: int) -> list[CostPart]:
-    schemes = choice.options[level].schemes
-    return [cost.part(layout.layer(n), s) for n, s in zip(choice.layers, schemes, strict=True)]
 
 
 def _depth(layout: ModelLayout, choice: Choice) -> float:
@@ -295,7 +341,13 @@ def bank_entries(bank: Bank, space: SearchSpace) -> list[str]:
 
 
 def _key(
-    space: SearchSpace, layout: ModelLayout, bank: Bank, curvature: Curvature, cost: CostModel
+    space: SearchSpace,
+    layout: ModelLayout,
+    bank: Bank,
+    curvature: Curvature,
+    cost: CostModel,
+    *,
+    probe: Probe | None,
 ) -> str:
     """Of all that a table depends on; a bank entry's name says weight, statistics and code."""
     entries = bank_entries(bank, space)
@@ -304,7 +356,8 @@ def _key(
     others = [cost.other_bytes, cost.other_macs_per_token]
     model = [layer.to_json() for layer in cost.layers]
     labels = [[option.label for option in choice.options] for choice in space.choices]
-    parts = [_FORMAT, space.digest, labels, entries, layers, device, others, model]
+    probed = None if probe is None else probe.key
+    parts = [_FORMAT, space.digest, labels, entries, layers, device, others, model, probed]
     return digest(parts)
 
 

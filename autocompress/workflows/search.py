@@ -24,9 +24,9 @@ from autocompress.search import (
     Study,
     TrialContext,
 )
-from autocompress.search.build_table import option_costs
 from autocompress.search.dnas.mixture import require_room
 from autocompress.search.journal import JOURNAL_FILE
+from autocompress.search.option_costs import option_costs
 from autocompress.search.option_table import OptionTable
 from autocompress.search.sampler import require_budgets
 from autocompress.workflows.aims import parse_aims
@@ -40,6 +40,7 @@ from autocompress.workflows.effort import with_effort
 from autocompress.workflows.finalize import finalize_in
 from autocompress.workflows.owl import recorded_owl, resolved_owl
 from autocompress.workflows.predictions import Predictions
+from autocompress.workflows.probing import search_probe
 from autocompress.workflows.publish import front_document, measure_on_report_tokens, shortlist
 from autocompress.workflows.reach import few_tokens
 from autocompress.workflows.report import write_provenance, write_report
@@ -222,7 +223,8 @@ def _table(
     """What the sampler predicts from, filled by the workers and kept in the directory too."""
     if not sampler.needs_table:
         return None
-    table = session.option_table(context.bank, session.searched_curvature, driver.fill)
+    probe = search_probe(session, context)
+    table = session.option_table(context.bank, session.searched_curvature, driver.fill, probe)
     if sampler.needs_training:
         table = with_preferences(session, table, context.bank)
     Predictions(session.space, table, session.settings.objectives).write(directory)

@@ -54,6 +54,7 @@ from autocompress.models.loading import (
 from autocompress.models.rotation import in_dtype, rotated_base
 from autocompress.search.build_table import Fill, build_option_table
 from autocompress.search.option_table import OptionTable
+from autocompress.search.probe import Probe
 from autocompress.spaces import SearchSpace
 from autocompress.workflows import reach
 from autocompress.workflows.settings import SearchSettings, resolve_model
@@ -253,7 +254,11 @@ class Session:
         return self.curvature(self.space.searched_layers)
 
     def option_table(
-        self, bank: Bank, curvature: CurvatureStore, fill: Fill | None = None
+        self,
+        bank: Bank,
+        curvature: CurvatureStore,
+        fill: Fill | None = None,
+        probe: Probe | None = None,
     ) -> OptionTable:
         """Predicted damage and costs of every option of the space, kept in the cache.
 
@@ -261,6 +266,7 @@ class Session:
             bank: of this session; filled on the way, unless the cache holds the table.
             curvature: at every searched layer.
             fill: compresses into the bank, e.g. `Driver.fill`; None for threads of this process.
+            probe: corrects the predictions; see `workflows.probing`.
         """
         n_threads = torch.get_num_threads() if self.settings.device == "cpu" else 1
         fill = fill or partial(bank.fill_by_layer, n_threads=n_threads)
@@ -277,6 +283,7 @@ class Session:
             cost=self.cost,
             weights=self.weights,
             fill=announced,
+            probe=probe,
             cache=self.cache / "tables",
             progress=self.progress.advance,
         )

@@ -1,5 +1,5 @@
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ import torch
 from scipy.stats import kendalltau
 
 from autocompress.bank import Bank
+from autocompress.core import Scheme, derived_seed
 from autocompress.cost import PROFILES, CostModel
 from autocompress.models import (
     CurvatureStore,
@@ -16,6 +17,7 @@ from autocompress.models import (
     predicted_damage,
     weight_matrix,
 )
+from autocompress.models.slopes import Slopes
 from autocompress.search import build_table
 from autocompress.search.build_table import (
     MOST_EXACT,
@@ -23,6 +25,7 @@ from autocompress.search.build_table import (
     build_option_table,
     schemes_to_compress,
 )
+from autocompress.search.probe import Probe
 from autocompress.spaces import load_space
 from autocompress.testing.tiny_models import tiny_batches, tiny_model
 
@@ -249,3 +252,85 @@ def test_a_kept_table_needs_no_filling(parts, tmp_path):
     first = build_option_table(**parts, cache=tmp_path)
     again = build_option_table(**parts, cache=tmp_path, fill=pytest.fail)
     assert again.digest == first.digest
+
+
+@dataclass
+class RecordingProbe:
+    """Slopes of the layers' errors along one fixed direction for each sample."""
+
+    n_samples: int = 5
+    asked: list = field(default_factory=list)
+
+    def measure(self, n_errors, errors):
+        self.asked.append(dict(n_errors))
+        found = {}
+        for name, n in n_errors.items():
+            flat = errors(name).flatten(1).double()
+            assert flat.shape[0] == n
+            found[name] = self.directions(name, flat.shape[1]) @ flat.T
+        return Slopes(found, self.n_samples)
+
+    def directions(self, name, width):
+        generator = torch.Generator().manual_seed(derived_seed("directions", name))
+        return torch.randn(self.n_samples, width, dtype=torch.float64, generator=generator)
+
+    def probe(self, key="one"):
+        return Probe(self.measure, key)
+
+
+def along(parts, probe, name, scheme):
+    weight = parts["weights"][name]
+    error = parts["bank"].packed(name, scheme).to_dense().double() - weight.double()
+    return (probe.directions(name, error.numel()) @ error.flatten()).numpy()
+
+
+def no_shrinking(predicted, slopes, n_units, groups):
+    return 0.5 * (slopes**2).sum(0) / n_units
+
+
+def test_slopes_of_layers_that_choose_together_add_up(parts, monkeypatch):
+    monkeypatch.setattr(build_table, "corrected", no_shrinking)
+    recording, space = RecordingProbe(), parts["space"]
+    table = build_option_table(**parts, probe=recording.probe())
+    for choice, damage in zip(space.choices, table.damage, strict=True):
+        for level, option in enumerate(choice.options):
+            slopes = sum(
+                along(parts, recording, name, scheme)
+                for name, scheme in zip(choice.layers, option.schemes, strict=True)
+                if not scheme.is_base
+            )
+            assert damage[level] == pytest.approx(0.5 * np.mean(slopes**2), rel=1e-4)
+    assert any(len(choice.layers) > 1 for choice in space.choices)
+
+
+def test_slopes_of_composed_stages_add_up(parts, monkeypatch, tmp_path):
+    monkeypatch.setattr(build_table, "corrected", no_shrinking)
+    monkeypatch.setattr(build_table, "MOST_EXACT", 2)
+    path = tmp_path / "stages.yaml"
+    path.write_text(
+        "schema_version: 1\nname: stages\ndescription: A test.\nchoices:\n  - roles: [down]\n"
+        "    options: [base, magnitude(sparsity=0.5), magnitude(sparsity=0.5)+rtn(bits=4)]\n"
+    )
+    space = load_space(str(path), parts["layout"].layers)
+    recording = RecordingProbe()
+    table = build_option_table(**parts | {"space": space}, probe=recording.probe())
+    name = space.choices[0].layers[0]
+    pruned, rounded = (Scheme.parse(s) for s in ("magnitude(sparsity=0.5)", "rtn(bits=4)"))
+    slopes = along(parts, recording, name, pruned) + along(parts, recording, name, rounded)
+    label = next(i for i, text in enumerate(table.labels[0]) if "+" in text)
+    assert table.damage[0][label] == pytest.approx(0.5 * np.mean(slopes**2), rel=1e-4)
+
+
+def test_a_probe_leaves_the_base_at_zero_and_is_part_of_the_key(parts, tmp_path):
+    recording = RecordingProbe()
+    probed = build_option_table(**parts, probe=recording.probe(), cache=tmp_path)
+    plain = build_option_table(**parts, cache=tmp_path)
+    assert probed.digest != plain.digest
+    for labels, damage in zip(probed.labels, probed.damage, strict=True):
+        assert (damage[: labels.index("base")] > 0).all() if "base" in labels else True
+        assert damage[labels.index("base")] == 0 if "base" in labels else True
+    again = build_option_table(**parts, probe=recording.probe(), cache=tmp_path)
+    assert again.digest == probed.digest
+    assert len(recording.asked) == 1
+    build_option_table(**parts, probe=recording.probe(key="two"), cache=tmp_path)
+    assert len(recording.asked) == 2
