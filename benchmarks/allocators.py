@@ -57,7 +57,7 @@ class Case:
         self.table = self.session.option_table(
             self.search.bank,
             self.session.searched_curvature,
-            probe=search_probe(self.session, self.search),
+            probe=search_probe(self.session, self.search.module),
         )
         self.table_seconds = time.perf_counter() - started
         self._scores: dict[str, OptionTable] = {}

@@ -44,6 +44,7 @@ from autocompress.cli.options import (
     Optimize,
     OptionalOut,
     Out,
+    PredictionTokens,
     Profile,
     ProfileOut,
     ReportTokens,
@@ -316,6 +317,7 @@ def profile(
     data: Data = "auto",
     space: Space = "joint",
     calibration_tokens: Calibration = 8192,
+    search_tokens: PredictionTokens = 2048,
     sequence_length: SequenceLength = 256,
     seed: Seed = 0,
     empirical: Empirical = False,
@@ -330,9 +332,9 @@ def profile(
     from autocompress.workflows.settings import SearchSettings
 
     settings = SearchSettings(
-        model=model, task=task, data=data, space=space, seed=seed, search_tokens=1,
-        report_tokens=1, calibration_tokens=calibration_tokens, sequence_length=sequence_length,
-        trust_remote_code=trust_remote_code,
+        model=model, task=task, data=data, space=space, seed=seed, report_tokens=1,
+        calibration_tokens=calibration_tokens, search_tokens=search_tokens,
+        sequence_length=sequence_length, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     with StudyProgress(enabled=True) as shown:
         found = profile_model(settings, empirical=empirical, out=out, progress=shown)

@@ -60,6 +60,9 @@ StatisticsTokens = Annotated[
 SearchTokens = Annotated[
     int | None, typer.Option(help="Tokens of every trial.", show_default="4096; quick: 1024")
 ]
+PredictionTokens = Annotated[
+    int, typer.Option("--search-tokens", help="Held-out tokens that damages are predicted for.")
+]
 ReportTokens = Annotated[
     int | None, typer.Option(help="Held-out tokens of the front.", show_default="8192; quick: 1536")
 ]

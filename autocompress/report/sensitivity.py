@@ -59,7 +59,7 @@ def sensitivity_page(document: Mapping[str, Any]) -> str:
     table = document["table"]
     title = f"Sensitivity of {short_model_name(document['model'])}"
     about = (
-        f"{document['task']}, {document['space']} space, {document['tokens']:,} calibration "
+        f"{document['task']}, {document['space']} space, {document['tokens']:,} held-out "
         f"tokens; predicted damage of each layer alone, {document['unit']}, log scale"
     )
     return (

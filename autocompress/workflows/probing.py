@@ -10,45 +10,54 @@ from torch import nn
 from autocompress.core import digest
 from autocompress.evaluate import TaskLoss
 from autocompress.models.slopes import Slopes, collect_slopes
-from autocompress.search import TrialContext
 from autocompress.search.probe import ErrorsOf, Probe, draws_of
 from autocompress.workflows.session import EXACT_DTYPE, Session
 
-_BUDGET_BYTES = 2 << 30
+_BUDGET_BYTES = 4 << 30
 _SHARES_OF_A_GPU = 4
 
 
-def search_probe(session: Session, context: TrialContext) -> Probe:
-    """How slopes on the search tokens are measured, in the dtype of search-time forwards."""
+def search_probe(session: Session, module: nn.Module, *, empirical: bool = False) -> Probe:
+    """How slopes on the search tokens are measured.
+
+    Args:
+        session: of the base model.
+        module: the base model in the dtype of search-time forwards; never written.
+        empirical: take the data's labels instead of labels sampled from the model.
+    """
     split, seed = session.splits.search, session.settings.seed
-    draws = draws_of(len(split))
-    module = _module(session, context)
-    dtype = str(next(module.parameters()).dtype)
+    draws = 1 if empirical else draws_of(len(split))
+    if next(module.parameters()).dtype == torch.float16:  # gradients overflow it
+        module = session.compute_module(EXACT_DTYPE)
+    first = next(module.parameters())
 
     def measure(n_errors: Mapping[str, int], errors: ErrorsOf) -> Slopes:
-        about = f"{split.n_tokens:,} search tokens"
-        session.progress.step(f"Differentiating along every option on {about}, {draws} times")
+        about = f"{draws} x {split.n_tokens:,} search tokens"
+        session.progress.step(f"Differentiating along every option on {about}")
         return collect_slopes(
             module,
             session.base.layout,
             session.task.curvature_batches(split, 1),
-            TaskLoss(session.task),
+            TaskLoss(session.task, empirical),
             n_errors=n_errors,
             errors=errors,
             draws=draws,
             seed=seed,
-            memory_budget_bytes=_budget(context.device),
+            memory_budget_bytes=_budget(first.device),
             progress=session.progress.advance,
         )
 
-    facts = ["slopes", 1, session.base.digest, split.digest, dtype, draws, seed]
+    facts = [
+        "slopes",
+        1,
+        session.base.digest,
+        split.digest,
+        str(first.dtype),
+        draws,
+        seed,
+        empirical,
+    ]
     return Probe(measure, digest([*facts, *session.task.facts]))
-
-
-def _module(session: Session, context: TrialContext) -> nn.Module:
-    """The one that trials run; in float32 where those are in float16, which gradients overflow."""
-    dtype = next(context.module.parameters()).dtype
-    return session.compute_module(EXACT_DTYPE) if dtype == torch.float16 else context.module
 
 
 def _budget(device: torch.device) -> int:

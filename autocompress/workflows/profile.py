@@ -13,7 +13,8 @@ from autocompress.bank import Bank
 from autocompress.core.errors import RunDirectoryError
 from autocompress.report.sensitivity import sensitivity_page
 from autocompress.search.option_table import OptionTable
-from autocompress.workflows.session import QUIET, Progress, open_session
+from autocompress.workflows.probing import search_probe
+from autocompress.workflows.session import EXACT_DTYPE, QUIET, Progress, open_session
 from autocompress.workflows.settings import SearchSettings
 
 PAGE = "sensitivity.html"
@@ -27,7 +28,7 @@ class Profile:
     Attributes:
         settings: model, task, data and tokens, resolved.
         unit: metric that damages are in.
-        n_tokens: calibration tokens.
+        n_tokens: search tokens, which the damages are predicted for.
         empirical: the data's labels were taken instead of sampled ones.
         table: predicted damage and costs of every option.
     """
@@ -63,7 +64,8 @@ def profile_model(
     """Predict the damage of every layer under every option of a space.
 
     Args:
-        settings: model, task, data, space, calibration tokens, sequence length and seed count.
+        settings: model, task, data, space, calibration and search tokens, sequence length and seed
+            count.
         empirical: take the data's labels instead of labels sampled from the model.
         out: folder for the profile, its page and what it was made from; None keeps nothing.
         progress: told when a long step starts.
@@ -82,8 +84,9 @@ def profile_model(
         _ = session.space  # a bad space is refused before the long steps
         store = session.curvature(session.space.searched_layers, empirical=empirical)
         bank = Bank(cache / "bank", session.base.layout, session.weights, store.statistics)
-        table = session.option_table(bank, store)
-    n_tokens = session.splits.calibration.n_tokens
+        probe = search_probe(session, session.compute_module(EXACT_DTYPE), empirical=empirical)
+        table = session.option_table(bank, store, probe=probe)
+    n_tokens = session.splits.search.n_tokens
     profile = Profile(session.settings, session.task.damage, n_tokens, empirical, table)
     if out is not None:
         _write(out, profile)

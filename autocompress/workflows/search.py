@@ -223,7 +223,7 @@ def _table(
     """What the sampler predicts from, filled by the workers and kept in the directory too."""
     if not sampler.needs_table:
         return None
-    probe = search_probe(session, context)
+    probe = search_probe(session, context.module)
     table = session.option_table(context.bank, session.searched_curvature, driver.fill, probe)
     if sampler.needs_training:
         table = with_preferences(session, table, context.bank)

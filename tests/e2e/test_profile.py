@@ -7,7 +7,8 @@ import pytest
 from autocompress.cli import run
 from autocompress.testing.tiny_models import save_tiny
 
-QUICK = ["--space", "quick", "--calibration-tokens", "256", "--sequence-length", "32"]
+TOKENS = ["--calibration-tokens", "256", "--search-tokens", "128", "--sequence-length", "32"]
+QUICK = ["--space", "quick", *TOKENS]
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +21,7 @@ def test_a_profile_is_a_document_and_a_self_contained_page(model, tmp_path, caps
     document = json.loads(capsys.readouterr().out)
     table = document["table"]
     assert document["unit"] == "kl_nats_per_token"
+    assert document["tokens"] == 128
     assert len(table["names"]) == len(table["damage"]) > 0
     assert max(max(damages) for damages in table["damage"]) > 0
     page = (tmp_path / "sensitivity.html").read_text()
