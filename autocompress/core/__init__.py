@@ -16,7 +16,7 @@ from autocompress.core.objectives import (
 )
 from autocompress.core.registry import Registry
 from autocompress.core.scheme import BASE_SCHEME, OptionValue, Scheme, Stage
-from autocompress.core.trial import Bar, TrialRequest, TrialResult, TrialStatus
+from autocompress.core.trial import Bar, Elapsed, TrialRequest, TrialResult, TrialStatus
 
 __all__ = [
     "BASE_ALLOCATION",
@@ -29,6 +29,7 @@ __all__ = [
     "STORAGE",
     "Allocation",
     "Bar",
+    "Elapsed",
     "ExpertOf",
     "Footprint",
     "LayerSpec",

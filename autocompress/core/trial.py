@@ -65,6 +65,31 @@ class TrialRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Elapsed:
+    """What a study has spent of time, all of its runs together.
+
+    Attributes:
+        seconds: wall time.
+        gpu_seconds: wall time times the GPUs that were held meanwhile.
+    """
+
+    seconds: float = 0.0
+    gpu_seconds: float = 0.0
+
+    def __add__(self, other: Elapsed) -> Elapsed:
+        return Elapsed(self.seconds + other.seconds, self.gpu_seconds + other.gpu_seconds)
+
+    def to_json(self) -> dict[str, float]:
+        """A JSON object that `from_json` reads back."""
+        return {"seconds": self.seconds, "gpu_seconds": self.gpu_seconds}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Elapsed:
+        """The inverse of `to_json`."""
+        return cls(float(data["seconds"]), float(data["gpu_seconds"]))
+
+
+@dataclass(frozen=True, slots=True)
 class TrialResult:
     """A finished trial.
 
@@ -81,6 +106,7 @@ class TrialResult:
         sampler_state: opaque to all but the sampler that wrote it (NSGA-II generations).
         damages: damage of each sequence that was measured, in the split's order, summed over its
             tokens (nats for a language model).
+        elapsed: what the study had spent when this trial was journaled; None if it did not say.
     """
 
     request: TrialRequest
@@ -93,6 +119,7 @@ class TrialResult:
     notes: tuple[str, ...] = ()
     sampler_state: Mapping[str, Any] = field(default_factory=dict)
     damages: tuple[float, ...] = ()
+    elapsed: Elapsed | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -125,6 +152,7 @@ class TrialResult:
             "allocation": self.request.allocation.to_json(),
             "sampler_state": dict(self.sampler_state),
             "damages": list(self.damages),
+            **({"elapsed": self.elapsed.to_json()} if self.elapsed else {}),
         }
 
     @classmethod
@@ -142,4 +170,5 @@ class TrialResult:
             notes=tuple(data["notes"]),
             sampler_state=dict(data["sampler_state"]),
             damages=tuple(map(float, data.get("damages", ()))),  # journals of version 0.1 have none
+            elapsed=Elapsed.from_json(data["elapsed"]) if "elapsed" in data else None,
         )

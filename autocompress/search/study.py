@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from autocompress.core import BASE_ALLOCATION, Allocation, Bar, TrialRequest, Tr
 from autocompress.core.errors import BudgetError, RunDirectoryError, TrialError
 from autocompress.fronts import Front
 from autocompress.search.budget import Budget, Spent
+from autocompress.search.clock import Clock, spent_before
 from autocompress.search.driver import Driver
 from autocompress.search.interrupts import interrupt_deferred
 from autocompress.search.journal import Journal
@@ -106,20 +106,19 @@ class Study:
         self._front: Front[TrialResult] = Front()
         self._rivals = Rivals() if racing is not None else None
         self._n_early_stopped = 0
-        self._seconds_before = 0.0
-        self._started = time.monotonic()
+        self._clock = Clock(driver.n_gpus)
         self._replay(journal.read())
 
     @property
     def spent(self) -> Spent:
         """What is used up so far, earlier runs included; running trials count as trials."""
-        elapsed = self._seconds_before + time.monotonic() - self._started
+        elapsed = self._clock.elapsed
         finished = [r.n_tokens for r in self._done.values()]
         return Spent(
             trials=len(self._done) + len(self._running),
-            seconds=elapsed,
+            seconds=elapsed.seconds,
             tokens=sum(finished),
-            gpu_seconds=elapsed * self._driver.n_gpus,
+            gpu_seconds=elapsed.gpu_seconds,
         )
 
     def run(self) -> list[TrialResult]:
@@ -132,7 +131,6 @@ class Study:
             TrialError: every trial failed; names the first error.
             RunDirectoryError: the journal cannot be written.
         """
-        self._started = time.monotonic()
         try:
             with closing(self._driver.run(self._requests())) as results:
                 for result in results:
@@ -149,7 +147,8 @@ class Study:
         for result in sorted(results, key=lambda r: r.request.number):
             self._check_belongs(result)
             self._learn(result)
-        self._seconds_before = sum(r.seconds for r in results) / self._driver.n_workers
+        driver = self._driver
+        self._clock.add(spent_before(results, driver.n_workers, driver.n_gpus))
         self._front = self._front_with(results)
 
     def _check_belongs(self, result: TrialResult) -> None:
@@ -212,7 +211,8 @@ class Study:
         """Journal first, so that what is told is never lost; all of it or nothing."""
         number = result.request.number
         with interrupt_deferred():
-            result = replace(result, sampler_state=dict(self._sampler.state(number)))
+            state = dict(self._sampler.state(number))
+            result = replace(result, sampler_state=state, elapsed=self._clock.elapsed)
             self._journal.append(result)
             self._running.pop(number, None)
             self._learn(result)

@@ -268,7 +268,8 @@ def _first_token_classes(tokenizer) -> str:
 
 def _archive(directory: Path) -> list[dict]:
     lines = (directory / "trials.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    timed = ("seconds", "elapsed")
+    return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def search(directory, driver, budget):
 
 
 def archive(results):
-    lines = [r.to_json() | {"seconds": 0} for r in results]
+    lines = [r.to_json() | {"seconds": 0, "elapsed": None} for r in results]
     return sorted(lines, key=lambda line: line["number"])
 
 

@@ -3,6 +3,7 @@ import os
 import signal
 import time
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -31,7 +32,7 @@ def search(directory, *, budget="30 trials", sampler="random", space=SPACE, driv
 
 def archive(results):
     """What must not depend on how a study was run: seconds do."""
-    lines = [r.to_json() | {"seconds": 0} for r in results]
+    lines = [r.to_json() | {"seconds": 0, "elapsed": None} for r in results]
     return sorted(lines, key=lambda line: line["number"])
 
 
@@ -215,17 +216,58 @@ def test_progress_is_told_after_each_trial(tmp_path):
     assert not study.interrupted
 
 
-def test_what_an_earlier_run_spent_counts(tmp_path):
-    class Slow(LocalDriver):
-        def run(self, requests):
-            for result in super().run(requests):
-                yield TrialResult.from_json(result.to_json() | {"seconds": 100.0})
+def journaled_without_elapsed(directory):
+    """As older versions did; 100 seconds a trial."""
+    path = directory / "trials.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        del line["elapsed"]
+        line["seconds"] = 100.0
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    search(tmp_path, budget="8 trials", driver=Slow(scripted_context(tmp_path / "bank")))
+
+class TwoWorkers(LocalDriver):
+    """Says that it runs two trials at a time, on a GPU each."""
+
+    n_workers = 2
+    n_gpus = 2.0
+
+
+def test_what_an_earlier_run_spent_counts(tmp_path):
+    search(tmp_path, budget="8 trials")
+    journaled_without_elapsed(tmp_path)
     started = time.monotonic()
     results, study = search(tmp_path, budget=["50 trials", "10m"])
     assert len(results) == 8
     assert study.spent.seconds == pytest.approx(800 + time.monotonic() - started, abs=5)
+
+
+def test_a_journal_that_does_not_say_what_was_spent_is_estimated_on_a_resume(tmp_path):
+    search(tmp_path, budget="8 trials")
+    journaled_without_elapsed(tmp_path)
+    driver = TwoWorkers(scripted_context(tmp_path / "bank"))
+    _, study = search(tmp_path, budget="8 trials", driver=driver)
+    assert study.spent.seconds == pytest.approx(400, abs=5)
+    assert study.spent.gpu_seconds == pytest.approx(800, abs=10)
+
+
+def test_what_was_spent_does_not_depend_on_the_workers_of_a_resume(tmp_path):
+    class Slow(TwoWorkers):
+        def run(self, requests):
+            for result in super().run(requests):
+                yield replace(result, seconds=100.0)
+
+    context = scripted_context(tmp_path / "bank")
+    search(tmp_path, budget="8 trials", driver=Slow(context))
+    spent = read_journal(tmp_path / "trials.jsonl").results[-1].elapsed
+    assert 0 < spent.seconds < 100
+    assert spent.gpu_seconds == pytest.approx(2 * spent.seconds, abs=0.01)
+    results, again = search(tmp_path, budget=["9 trials", "10m"])
+    assert len(results) == 9
+    assert spent.seconds <= again.spent.seconds < 100
+    assert again.spent.gpu_seconds == pytest.approx(spent.gpu_seconds)
+    recorded = [r.elapsed.seconds for r in results]
+    assert recorded == sorted(recorded)
 
 
 def test_an_allocation_that_comes_again_is_not_measured_again(tmp_path):
