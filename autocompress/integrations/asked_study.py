@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from autocompress.core import Allocation, TrialRequest, TrialResult
+from autocompress.search.known import KnownResults
 from autocompress.search.sampler import Sampler
 from autocompress.search.study import baselines
 from autocompress.spaces import SearchSpace
@@ -35,7 +36,7 @@ class AskedStudy:
         self._sampler = self._new_sampler()
         self._next_number = 0
         self._told: dict[int, TrialResult] = {}
-        self._known: dict[Allocation, TrialResult] = {}
+        self._known = KnownResults()
         self._tried: set[Allocation] = set()
         self._running: dict[str, TrialRequest] = {}
         self._restored_states: dict[int, Mapping[str, Any]] = {}
@@ -54,13 +55,12 @@ class AskedStudy:
             request = self._next_request()
             if request is None:
                 return None
-            known = self._known.get(request.allocation)
-            if known is None:
+            repeated = self._known.repeated(request)
+            if repeated is None:
                 self._running[name] = request
                 self._note_tried(request.allocation)
                 return request
-            note = f"same allocation as trial {known.request.number}"
-            self.tell(replace(known, request=request, seconds=0.0, n_tokens=0, notes=(note,)))
+            self.tell(repeated)
         return None
 
     def finish(self, name: str) -> TrialRequest | None:
@@ -122,7 +122,7 @@ class AskedStudy:
 
     def _learn(self, result: TrialResult) -> None:
         self._told[result.request.number] = result
-        self._known.setdefault(result.request.allocation, result)
+        self._known.learn(result)
         self._note_tried(result.request.allocation)
         self._sampler.tell(result)
 

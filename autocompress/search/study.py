@@ -16,6 +16,7 @@ from autocompress.search.clock import Clock, spent_before
 from autocompress.search.driver import Driver
 from autocompress.search.interrupts import interrupt_deferred
 from autocompress.search.journal import Journal
+from autocompress.search.known import KnownResults
 from autocompress.search.mirror import Mirror
 from autocompress.search.racing import DEFAULT_RACING, Costs, Racing, Rivals
 from autocompress.search.sampler import Sampler
@@ -99,7 +100,7 @@ class Study:
         self._mirror, self._progress = mirror, progress
         self._baselines = (*baselines(space), *proposed)
         self._done: dict[int, TrialResult] = {}
-        self._known: dict[Allocation, TrialResult] = {}
+        self._known = KnownResults()
         self._running: dict[int, TrialRequest] = {}
         self._tried: set[Allocation] = set()
         self._costs: dict[Allocation, Costs | None] = {}
@@ -172,9 +173,9 @@ class Study:
             request = self._baseline(number) or self._proposal(number)
             if request is None:
                 return
-            known = self._known.get(request.allocation)
-            if known is not None and not (request.is_baseline and known.is_early_stopped):
-                self._finish(_repeated(known, request))
+            repeated = self._known.repeated(request)
+            if repeated is not None:
+                self._finish(repeated)
                 continue
             self._running[number] = request
             self._note_tried(request.allocation)
@@ -238,9 +239,7 @@ class Study:
 
     def _learn(self, result: TrialResult) -> None:
         self._done[result.request.number] = result
-        known = self._known.get(result.request.allocation)
-        if known is None or (known.is_early_stopped and result.is_complete):
-            self._known[result.request.allocation] = result
+        self._known.learn(result)
         self._note_tried(result.request.allocation)
         self._n_early_stopped += result.is_early_stopped
         self._enter_race(result)
@@ -282,9 +281,3 @@ class Study:
             f"All of the {failed} trials failed. The first one, {first.request.source}, says: "
             f"{first.error} ({first.status}). All errors are in {self._journal.path}."
         )
-
-
-def _repeated(known: TrialResult, request: TrialRequest) -> TrialResult:
-    """The result of an allocation that was measured before, as that of another trial."""
-    note = f"same allocation as trial {known.request.number}"
-    return replace(known, request=request, seconds=0.0, n_tokens=0, notes=(note,), sampler_state={})

@@ -141,10 +141,6 @@ class Guide:
         tau = kendalltau(*zip(*self._compared, strict=True)).statistic
         return float(tau) if np.isfinite(tau) else None
 
-    def costs(self, levels: Levels) -> Floats:
-        """Total of the first resource of levels (..., n_choices)."""
-        return self._views[0].total(levels)
-
     def _fit(self) -> _Fit:
         """Of a prefix of the tells whose length depends on their number alone."""
         n_told = len(self._views[0].trials)

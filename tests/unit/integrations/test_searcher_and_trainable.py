@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from autocompress.core import BASE_ALLOCATION, Allocation, Scheme, TrialRequest,
 from autocompress.core.errors import RunDirectoryError, SpaceError, UnknownNameError, UsageError
 from autocompress.drivers.local import LocalDriver
 from autocompress.integrations import ray_tune
+from autocompress.integrations.asked_study import AskedStudy
 from autocompress.integrations.ray_tune import (
     AutocompressSearcher,
     CompressionTrainable,
@@ -28,6 +30,7 @@ from autocompress.integrations.tune_rows import config_of, request_of
 from autocompress.search import SAMPLERS, Budget, Journal, Study
 from autocompress.search.run_trial import run_trial
 from autocompress.search.shipping import pack_context
+from autocompress.search.study import baselines
 from autocompress.spaces import SearchSpace
 from autocompress.testing.driver_contract import scripted_context, scripted_space
 
@@ -162,6 +165,32 @@ def test_it_finishes_when_the_space_holds_nothing_further(tmp_path):
     assert searcher.suggest("more") == Searcher.FINISHED
     allocations = {request_of(c, space).allocation for c in configs}
     assert len(allocations) == 8
+
+
+class Stubborn(SAMPLERS["random"]):
+    """Knows one allocation."""
+
+    def ask(self, number):
+        return Allocation.of({"first": Scheme.parse("rtn(bits=8,group_size=16)")})
+
+
+def test_a_repeat_is_told_the_complete_result_of_its_allocation(tmp_path):
+    context = scripted_context(tmp_path)
+    study = AskedStudy(SPACE, lambda: Stubborn(SPACE, seed=0))
+    n_baselines = len(baselines(SPACE))
+    for number in range(n_baselines):
+        request = study.ask(f"baseline {number}")
+        study.tell(run_trial(request, context=context))
+    twice = [study.ask(name) for name in "ab"]  # the second before the first is known
+    whole = run_trial(twice[1], context=context)
+    study.tell(replace(whole, request=twice[0], status=TrialStatus.EARLY_STOPPED))
+    study.tell(whole)
+    assert study.ask("c") is None
+    last = study.told[-1]
+    assert (last.status, last.notes) == (
+        TrialStatus.COMPLETE,
+        (f"same allocation as trial {twice[1].number}",),
+    )
 
 
 def test_failures_stops_and_dead_workers_are_told_as_such():
