@@ -23,6 +23,9 @@ class TrialStatus(StrEnum):
     WORKER_DIED = "worker_died"
 
 
+_TRANSIENT = frozenset({TrialStatus.OUT_OF_MEMORY, TrialStatus.TIMED_OUT, TrialStatus.WORKER_DIED})
+
+
 @dataclass(frozen=True, slots=True)
 class Bar:
     """What a trial has to beat to be measured on all sequences: a rival of no more bytes.
@@ -135,6 +138,11 @@ class TrialResult:
     def has_failed(self) -> bool:
         """True if something went wrong: neither complete nor stopped early."""
         return not self.is_complete and not self.is_early_stopped
+
+    @property
+    def is_transient(self) -> bool:
+        """True if it failed for a reason that may have passed: memory, time or its worker."""
+        return self.status in _TRANSIENT
 
     def to_json(self) -> dict[str, Any]:
         """One line of the journal."""

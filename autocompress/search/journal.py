@@ -1,4 +1,7 @@
-"""The journal: one line of JSON per finished trial, append-only, the truth about a study."""
+"""The journal: one line of JSON per finished trial, append-only, the truth about a study.
+
+A trial that failed and is tried again has a line for each try; the last one counts.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,8 @@ class JournalContents:
     """What a journal file holds.
 
     Attributes:
-        results: finished trials in the order in which they finished.
+        results: finished trials in the order in which they finished; of one that failed and was
+            tried again, the last try.
         intact_bytes: length of the part that holds them.
         torn: bytes after the last newline: a line whose writing was cut off.
     """
@@ -42,7 +46,8 @@ def read_journal(path: Path) -> JournalContents:
     """Read a journal without changing it; a missing file is an empty journal.
 
     Raises:
-        RunDirectoryError: a line that was written completely is damaged, or a number occurs twice.
+        RunDirectoryError: a line that was written completely is damaged, or a number occurs again
+            that had not failed.
     """
     try:
         data = path.read_bytes()
@@ -56,7 +61,8 @@ def read_journal(path: Path) -> JournalContents:
     for line_number, line in enumerate(lines, start=1):
         result = _read_line(path, line_number, line)
         number = result.request.number
-        if number in results:
+        earlier = results.pop(number, None)
+        if earlier is not None and not earlier.has_failed:
             raise _damaged(path, line_number, f"trial {number} is there for the second time")
         results[number] = result
     return JournalContents(tuple(results.values()), len(intact) + len(newline), torn)
@@ -112,7 +118,7 @@ class Journal:
                 raise _cannot_write(path, error) from error
             raise
         self._length = contents.intact_bytes
-        self._results = list(contents.results)
+        self._results = {result.request.number: result for result in contents.results}
 
     def __enter__(self) -> Self:
         return self
@@ -131,8 +137,8 @@ class Journal:
         os.close(self._lock)
 
     def read(self) -> list[TrialResult]:
-        """Finished trials in the order in which they finished."""
-        return list(self._results)
+        """Finished trials as `JournalContents.results`."""
+        return list(self._results.values())
 
     def append(self, result: TrialResult) -> None:
         """Write one line and wait until it is on the disk.
@@ -147,7 +153,8 @@ class Journal:
             self._undo()
             raise _cannot_write(self.path, error, n_intact=len(self._results)) from error
         self._length += len(line)
-        self._results.append(result)
+        self._results.pop(result.request.number, None)
+        self._results[result.request.number] = result
 
     def _write(self, line: bytes) -> None:
         rest = memoryview(line)

@@ -1,4 +1,8 @@
-"""A study: baselines first, then ask, measure, tell, until the budget is spent."""
+"""A study: baselines first, then ask, measure, tell, until the budget is spent.
+
+All else is relative to the base, so its trial is tried again at once, though only once, where
+memory, time or its worker failed it. A study that goes on tries all such baselines again.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 GIVE_UP_AFTER = 20
 """A study whose first trials fail this many times without a single success ends early."""
+_BASE_NUMBER = 0
+_BASE_TRIES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,8 @@ class Study:
         self._done: dict[int, TrialResult] = {}
         self._known = KnownResults()
         self._running: dict[int, TrialRequest] = {}
+        self._again: list[int] = []
+        self._base_tries = _BASE_TRIES
         self._tried: set[Allocation] = set()
         self._costs: dict[Allocation, Costs | None] = {}
         self._front: Front[TrialResult] = Front()
@@ -147,7 +155,8 @@ class Study:
     def _replay(self, results: list[TrialResult]) -> None:
         for result in sorted(results, key=lambda r: r.request.number):
             self._check_belongs(result)
-            self._learn(result)
+            if not (result.request.is_baseline and result.is_transient):
+                self._learn(result)
         driver = self._driver
         self._clock.add(spent_before(results, driver.n_workers, driver.n_gpus))
         self._front = self._front_with(results)
@@ -165,9 +174,7 @@ class Study:
 
     def _requests(self) -> Iterator[TrialRequest]:
         """What to run next, decided when a worker is free."""
-        for number in itertools.count():
-            if number in self._done:
-                continue
+        for number in self._numbers():
             if self._budget.exhausted(self._committed()):
                 return
             request = self._baseline(number) or self._proposal(number)
@@ -180,6 +187,14 @@ class Study:
             self._running[number] = request
             self._note_tried(request.allocation)
             yield request
+
+    def _numbers(self) -> Iterator[int]:
+        """Of the trials that are not done, in order; what is tried again comes first."""
+        for number in itertools.count():
+            while self._again:
+                yield self._again.pop()
+            if number not in self._done:
+                yield number
 
     def _committed(self) -> Spent:
         """Spent, with the tokens of running trials taken to be those of the last one."""
@@ -216,11 +231,20 @@ class Study:
             result = replace(result, sampler_state=state, elapsed=self._clock.elapsed)
             self._journal.append(result)
             self._running.pop(number, None)
+            if self._is_tried_again(result):
+                self._again.append(number)
+                return
             self._learn(result)
             self._front = self._front_with([result])
             if self._mirror is not None:
                 self._mirror.add(result)
         self._show(result)
+
+    def _is_tried_again(self, result: TrialResult) -> bool:
+        if result.request.number != _BASE_NUMBER or not result.is_transient:
+            return False
+        self._base_tries -= 1
+        return self._base_tries > 0
 
     def _show(self, result: TrialResult) -> None:
         if self._progress is None:

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -126,6 +127,20 @@ def test_a_trial_that_is_there_twice_is_refused(path):
     written(path, 2)
     path.write_bytes(path.read_bytes() * 2)
     with pytest.raises(RunDirectoryError, match="line 3: trial 0 is there for the second time"):
+        read_journal(path)
+
+
+def test_of_a_trial_that_failed_and_was_tried_again_the_last_try_counts(path):
+    failed = replace(result(0), status=TrialStatus.WORKER_DIED, metrics=None)
+    with Journal(path) as journal:
+        for each in (failed, result(1), failed, result(0)):
+            journal.append(each)
+        assert journal.read() == [result(1), result(0)]
+    assert len(path.read_text().splitlines()) == 4
+    assert list(read_journal(path).results) == [result(1), result(0)]
+    with Journal(path) as journal:
+        journal.append(failed)
+    with pytest.raises(RunDirectoryError, match="line 5: trial 0 is there for the second time"):
         read_journal(path)
 
 

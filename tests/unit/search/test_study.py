@@ -180,6 +180,66 @@ def test_a_hopeless_study_does_not_use_up_its_budget(tmp_path):
         search(tmp_path, driver=driver, budget="1000 trials")
 
 
+class FailingDriver(LocalDriver):
+    """The first tries of some numbers end with another status."""
+
+    def __init__(self, context, **statuses):
+        super().__init__(context)
+        self._statuses = {int(name[1:]): list(each) for name, each in statuses.items()}
+        self.asked = []
+
+    def run(self, requests):
+        for result in super().run(requests):
+            number = result.request.number
+            self.asked.append(number)
+            left = self._statuses.get(number)
+            if left:
+                yield TrialResult(result.request, left.pop(0), error="no luck")
+            else:
+                yield result
+
+
+DIED, FULL, LATE = TrialStatus.WORKER_DIED, TrialStatus.OUT_OF_MEMORY, TrialStatus.TIMED_OUT
+
+
+@pytest.mark.parametrize("status", [DIED, FULL, LATE])
+def test_a_base_that_failed_in_passing_is_tried_again_before_anything_else(tmp_path, status):
+    driver = FailingDriver(scripted_context(tmp_path / "bank"), n0=[status])
+    seen = []
+    results, _ = search(tmp_path, driver=driver, progress=seen.append)
+    assert driver.asked == [0, *range(30)]
+    assert [p.n_done for p in seen] == list(range(1, 31))
+    whole, _ = search(tmp_path / "whole")
+    assert archive(results) == archive(whole)
+    lines = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()]
+    assert [line["status"] for line in lines[:3]] == [status.value, "complete", "complete"]
+    assert archive(search(tmp_path)[0]) == archive(whole)
+
+
+@pytest.mark.parametrize(("tries", "asked"), [([DIED, FULL], 2), ([TrialStatus.FAILED], 1)])
+def test_a_base_that_fails_again_or_for_good_holds_nothing_up(tmp_path, tries, asked):
+    driver = FailingDriver(scripted_context(tmp_path / "bank"), n0=tries)
+    results, _ = search(tmp_path, driver=driver)
+    assert driver.asked == [*[0] * asked, *range(1, 30)]
+    base = next(r for r in results if r.request.number == 0)
+    assert base.status is tries[-1]
+
+
+def test_a_resume_tries_again_what_failed_in_passing_of_base_and_baselines(tmp_path):
+    context = scripted_context(tmp_path / "bank")
+    failing = {"n0": [DIED, DIED], "n2": [FULL], "n3": [TrialStatus.FAILED], "n9": [DIED]}
+    first, _ = search(tmp_path, driver=FailingDriver(context, **failing))
+    assert len(first) == 30
+    again = FailingDriver(context)
+    results, study = search(tmp_path, driver=again)
+    assert again.asked == [0, 2]  # trial 9 is the sampler's, trial 3 fails each time
+    assert [r.request.number for r in results if r.has_failed] == [3, 9]
+    assert study.spent.trials == len(results) == 30
+    last = FailingDriver(context)
+    assert search(tmp_path, driver=last)[0] == results
+    assert last.asked == []
+
+
 class InterruptedDriver(LocalDriver):
     closed = False
 

@@ -11,7 +11,8 @@ from autocompress.core import (
     TrialResult,
     TrialStatus,
 )
-from autocompress.workflows.publish import measure_on_report_tokens, shortlist
+from autocompress.search import read_journal
+from autocompress.workflows.publish import REPORT_JOURNAL, measure_on_report_tokens, shortlist
 from autocompress.workflows.session import QUIET
 
 METRICS = Metrics(
@@ -54,6 +55,7 @@ def test_what_is_complete_stays_and_what_failed_is_tried_again(tmp_path):
     results, in_part = measure(again, tmp_path)
     assert (again.asked, in_part) == ([1], False)
     assert {r.request.number for r in results if r.is_complete} == {0, 1, 2}
+    assert read_journal(tmp_path / REPORT_JOURNAL).results == tuple(results)
 
 
 def test_a_base_that_failed_in_the_search_is_tried_again():
