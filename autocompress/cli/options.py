@@ -32,7 +32,7 @@ Sampler = Annotated[str, typer.Option(help="guided, or see `autocompress sampler
 Budgets = Annotated[
     list[str] | None,
     typer.Option(
-        help="'200 trials', 30m or '2e6 tokens'; repeat for several limits.",
+        help="'200 trials', 30m, '2e6 tokens' or '4 gpu-hours'; repeat for several limits.",
         show_default="100 trials; quick: 16 trials",
     ),
 ]

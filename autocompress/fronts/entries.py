@@ -215,7 +215,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class BudgetSpent:
-    """What a study used: trials that ended, wall seconds, tokens evaluated."""
+    """What a study used: trials that ended, wall seconds until then, tokens evaluated."""
 
     trials: int
     seconds: float

@@ -104,6 +104,11 @@ class StudyProgress:
         self._close()
         self._open(self._steps, text, total=None)
 
+    def say(self, text: str) -> None:
+        """Leave a line, between steps."""
+        self._close()
+        self._line(text)
+
     def advance(self, done: int, total: int) -> None:
         """Show how far the current step is; on a terminal only."""
         if not self._is_live or self._task is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from autocompress.core.errors import BudgetError, nearest
@@ -42,9 +42,9 @@ class Spent:
 
     Attributes:
         trials: trials that were asked for, baselines and repeats included.
-        seconds: wall time.
+        seconds: wall time, preparation included.
         tokens: tokens that trials were evaluated on.
-        gpu_seconds: wall time times the GPUs that the workers hold.
+        gpu_seconds: wall time times the GPUs that were held meanwhile.
     """
 
     trials: int = 0
@@ -68,7 +68,7 @@ class Budget:
 
     Attributes:
         trials: trials, baselines included.
-        seconds: wall time.
+        seconds: wall time, of what precedes the trials too.
         tokens: tokens evaluated.
         gpu_seconds: wall time times GPUs held.
     """
@@ -96,6 +96,21 @@ class Budget:
             raise BudgetError(f"A study needs a budget, but none was given. Examples: {_EXAMPLES}.")
         trials = limits.pop("trials", None)
         return cls(trials=None if trials is None else int(trials), **limits)
+
+    @property
+    def untimed(self) -> Budget:
+        """Without the limits of time."""
+        return replace(self, seconds=None, gpu_seconds=None)
+
+    @property
+    def timed(self) -> Budget:
+        """With nothing but the limits of time."""
+        return replace(self, trials=None, tokens=None)
+
+    @property
+    def is_limited(self) -> bool:
+        """True if there is any limit."""
+        return any(getattr(self, f.name) is not None for f in fields(self))
 
     def exhausted(self, spent: Spent) -> bool:
         """True if any limit is reached."""
@@ -151,7 +166,8 @@ def _parse_amount(text: str) -> tuple[str, float]:
     return kind, amount
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``1h 2m 3s``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     parts = [(hours, "h"), (minutes, "m"), (rest, "s")]
@@ -160,7 +176,7 @@ def _duration(seconds: float) -> str:
 
 _REMAINING: Mapping[str, Callable[[float], str]] = {
     "trials": lambda n: f"{n:.0f} trial{'' if n == 1 else 's'}",
-    "seconds": _duration,
+    "seconds": duration,
     "tokens": lambda n: f"{n:,.0f} tokens",
     "gpu_seconds": lambda n: f"{n / 3600:.2g} GPU-hours",
 }

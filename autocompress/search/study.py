@@ -23,6 +23,7 @@ from autocompress.search.journal import Journal
 from autocompress.search.known import KnownResults
 from autocompress.search.mirror import Mirror
 from autocompress.search.racing import DEFAULT_RACING, Costs, Racing, Rivals
+from autocompress.search.reserve import Reserve
 from autocompress.search.sampler import Sampler
 from autocompress.spaces import SearchSpace
 
@@ -41,7 +42,7 @@ class Progress:
     Attributes:
         n_done: finished trials, earlier runs included.
         n_early_stopped: those of them that were stopped early.
-        fraction: share of the scarcest budget that is spent, 0 to 1.
+        fraction: share of the scarcest budget that is spent or reserved, 0 to 1.
         remaining: what is left of each budget, for people.
         best: the measured trials that no other trial beats on damage and all
             resources, by damage.
@@ -69,13 +70,16 @@ class Study:
         sampler: fresh; it is told the journal's trials; says what the objectives are.
         driver: where trials run.
         journal: open for writing.
-        budget: for the journal's trials and the new ones together.
+        budget: for the journal's trials and the new ones together. Its limits of time do not hold
+            up base and baselines, without which a front says little.
         racing: gives each proposal a rival of no more cost, which may end it early where the
             driver's context has rungs (`TrialContext.with_racing`); None runs all to the end.
         mirror: told each finished trial.
         progress: called after each finished trial, in this process.
         proposed: named allocations of the space that are measured after the uniform ones, whoever
             samples; the same ones whenever the study goes on.
+        clock: has counted what this run spent before its first trial; a new one by default.
+        reserve: time of the budget that is left for what follows; none by default.
 
     Raises:
         BudgetError: the budget is in GPU-hours and the driver holds no GPU.
@@ -94,6 +98,8 @@ class Study:
         mirror: Mirror | None = None,
         progress: Callable[[Progress], None] | None = None,
         proposed: Sequence[tuple[str, Allocation]] = (),
+        clock: Clock | None = None,
+        reserve: Reserve | None = None,
     ) -> None:
         if budget.gpu_seconds is not None and not driver.n_gpus:
             raise BudgetError(
@@ -115,7 +121,9 @@ class Study:
         self._front: Front[TrialResult] = Front()
         self._rivals = Rivals() if racing is not None else None
         self._n_early_stopped = 0
-        self._clock = Clock(driver.n_gpus)
+        self._reserve = reserve
+        self._clock = clock or Clock()
+        self._clock.hold(driver.n_gpus)
         self._replay(journal.read())
 
     @property
@@ -175,7 +183,9 @@ class Study:
     def _requests(self) -> Iterator[TrialRequest]:
         """What to run next, decided when a worker is free."""
         for number in self._numbers():
-            if self._budget.exhausted(self._committed()):
+            is_baseline = number < len(self._baselines)
+            budget = self._budget.untimed if is_baseline else self._budget
+            if budget.exhausted(self._committed()):
                 return
             request = self._baseline(number) or self._proposal(number)
             if request is None:
@@ -197,10 +207,22 @@ class Study:
                 yield number
 
     def _committed(self) -> Spent:
-        """Spent, with the tokens of running trials taken to be those of the last one."""
-        spent = self.spent
+        """Spent or reserved; running trials are taken to need as many tokens as the largest one."""
+        spent = self._spent_or_reserved()
         typical = max((r.n_tokens for r in self._done.values()), default=0)
         return replace(spent, tokens=spent.tokens + typical * len(self._running))
+
+    def _spent_or_reserved(self) -> Spent:
+        spent = self.spent
+        if self._reserve is None:
+            return spent
+        n_members = sum(not r.request.is_baseline for r in self._front.members)
+        seconds = self._reserve.seconds(len(self._baselines), n_members)
+        return replace(
+            spent,
+            seconds=spent.seconds + seconds,
+            gpu_seconds=spent.gpu_seconds + seconds * self._driver.n_gpus,
+        )
 
     def _baseline(self, number: int) -> TrialRequest | None:
         if number >= len(self._baselines):
@@ -249,7 +271,7 @@ class Study:
     def _show(self, result: TrialResult) -> None:
         if self._progress is None:
             return
-        spent = self.spent
+        spent = self._spent_or_reserved()
         self._progress(
             Progress(
                 n_done=len(self._done),

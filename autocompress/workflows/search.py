@@ -24,6 +24,7 @@ from autocompress.search import (
     Study,
     TrialContext,
 )
+from autocompress.search.clock import Clock
 from autocompress.search.dnas.mixture import require_room
 from autocompress.search.journal import JOURNAL_FILE
 from autocompress.search.option_costs import option_costs
@@ -55,6 +56,7 @@ from autocompress.workflows.settings import (
     require_same_study,
 )
 from autocompress.workflows.tasks import require_same_details
+from autocompress.workflows.timing import report_reserve, time_left
 from autocompress.workflows.training import with_preferences
 
 _log = logging.getLogger(__name__)
@@ -114,7 +116,7 @@ def search(
         task: name of a task; ``auto`` reads it from the model's config.
         sampler: ``guided`` or another one that ``autocompress samplers`` lists.
         budget: one limit or several, e.g. ``["40 trials", "10m"]``; the first one reached ends it.
-            A number is of trials.
+            A number is of trials. Time counts from here, and some is left for the report tokens.
         out: run directory; by default a new one under ``results/``.
         resume: go on with the search in `out`.
         driver: ``local`` or ``ray``.
@@ -170,6 +172,7 @@ def run_search(
     settings: SearchSettings, out: Path | None, resume: bool, *, show_progress: bool
 ) -> Run:
     """Run or resume a search; see `search` for arguments and errors."""
+    clock = Clock(float(settings.device != "cpu"))
     budget = Budget.parse(settings.budget)
     objectives = settings.objectives
     aims = parse_aims(settings.aim, objectives)
@@ -185,7 +188,7 @@ def run_search(
         if sampler_class.needs_training:
             require_room(space, session.base.layout)
         if hint := few_tokens(session):
-            shown.step(hint)
+            shown.say(hint)
         record = study_record(session, old)
         with (
             Journal(directory / JOURNAL_FILE) as journal,
@@ -194,15 +197,20 @@ def run_search(
             _write(record, directory)  # by the one that holds the journal
             context = search_context(session, record)
             with closing(make_driver(settings, context)) as driver:
+                clock.hold(driver.n_gpus)
                 table = _table(sampler_class, session, context, driver, directory)
                 sampler = sampler_class(
                     space, seed=settings.seed, table=table, aims=aims, objectives=objectives,
                     costs=option_costs(space, session.base.layout, session.cost),
                 )  # fmt: skip
+                prepared = clock.elapsed.seconds
                 study = Study(
                     space, sampler, driver, journal, budget, mirror=mirror, progress=shown.trial,
-                    proposed=recorded_owl(record.resolved, space),
+                    proposed=recorded_owl(record.resolved, space), clock=clock,
+                    reserve=report_reserve(record, session.splits.report.n_tokens),
                 )  # fmt: skip
+                if line := time_left(budget, prepared, study.spent):
+                    shown.say(line)
                 results = study.run()
                 spent = study.spent
         if study.interrupted:

@@ -42,7 +42,7 @@ class SearchSettings:
             quality and size stay relative to the model as it was given.
         sampler: name of a sampler, see ``autocompress samplers``.
         budget: limits, each like ``200 trials``, ``30m`` or ``2e6 tokens``; the first one reached
-            ends the search.
+            ends the search. Time includes the preparation, and leaves some for the report tokens.
         driver: ``local`` or ``ray``.
         workers: trials that run at the same time (Ray only).
         gpus_per_worker: GPUs, or a fraction of one, that each Ray worker reserves.

@@ -65,3 +65,19 @@ def test_a_member_of_the_front_reloads_with_the_bytes_and_the_quality_it_claims(
     stock = getattr(transformers, auto_class).from_pretrained(exported)
     assert type(ours) is type(stock)
     assert ours.state_dict().keys() == stock.state_dict().keys()
+
+
+def test_a_budget_of_time_that_preparation_uses_up_still_gives_a_front(trained, cli, tmp_path):
+    out = tmp_path / "run"
+    searched = cli(
+        "search", trained("llama"), "--space", "quick", "--sampler", "random", "--budget", "0.01s",
+        "--no-finalize", "--out", out, *SMALL,
+    )  # fmt: skip
+    assert searched.status == 0, searched.err
+    assert "no time is left: only base and baselines are measured" in searched.err
+    trials = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
+    assert all(trial["source"].startswith("baseline:") for trial in trials)
+    document = json.loads((out / "front.json").read_text())
+    assert len(document["baselines"]) == len(trials) - 1
+    spent = document["study"]["budget_spent"]["seconds"]
+    assert spent > sum(trial["seconds"] for trial in trials)

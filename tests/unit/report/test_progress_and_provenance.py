@@ -68,6 +68,17 @@ def test_a_step_that_counts_gets_a_bar_on_a_terminal():
     assert text.count("Collecting [layer] statistics (") == 1
 
 
+def test_a_line_between_steps_takes_no_time():
+    stream = io.StringIO()
+    console = Console(file=stream, width=100, force_terminal=True)
+    with StudyProgress(enabled=True, console=console) as progress:
+        progress.step("Loading")
+        progress.say("28m [left]")
+        progress.step("Measuring")
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
+    assert re.search(r"Loading \(\d+ s\)\s+28m \[left\]\s*\n", text)
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_disabled_progress_writes_nothing(terminal):
     stream = io.StringIO()

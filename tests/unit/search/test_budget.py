@@ -77,3 +77,12 @@ def test_what_remains_is_said_in_words():
     spent = Spent(trials=9, seconds=400.0, tokens=5e5, gpu_seconds=1800.0)
     assert budget.remaining(spent) == "1 trial, 53m 20s, 1,500,000 tokens, 0.5 GPU-hours"
     assert Budget.parse("30s").remaining(Spent(seconds=99)) == "0s"
+
+
+def test_limits_of_time_are_told_from_the_others():
+    budget = Budget.parse(["10 trials", "1h", "1 gpu-hours", "50 tokens"])
+    assert budget.untimed == Budget(trials=10, tokens=50.0)
+    assert budget.timed == Budget(seconds=3600.0, gpu_seconds=3600.0)
+    assert budget.timed.is_limited
+    assert not Budget.parse("10 trials").timed.is_limited
+    assert not Budget.parse("1h").untimed.exhausted(Spent(trials=9, seconds=1e9))

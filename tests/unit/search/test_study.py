@@ -10,6 +10,7 @@ import pytest
 from autocompress.core import BASE_ALLOCATION, Allocation, Scheme, TrialResult, TrialStatus
 from autocompress.core.errors import BudgetError, RunDirectoryError, TrialError
 from autocompress.drivers.local import LocalDriver
+from autocompress.search import clock
 from autocompress.search.budget import Budget
 from autocompress.search.journal import Journal, read_journal
 from autocompress.search.samplers import SAMPLERS
@@ -131,7 +132,85 @@ def test_a_budget_of_tokens_or_time_ends_the_study(tmp_path):
     results, study = search(tmp_path / "tokens", budget="100 tokens")
     assert study.spent.tokens == sum(r.n_tokens for r in results) == 112  # 16 a trial
     results, _ = search(tmp_path / "time", budget="0.05s")
-    assert len(results) >= 1
+    assert len(results) >= N_BASELINES
+
+
+class Ticking(LocalDriver):
+    """Each trial takes ten seconds of the given time."""
+
+    n_gpus = 2.0
+
+    def __init__(self, context, time):
+        super().__init__(context)
+        self._time = time
+
+    def run(self, requests):
+        for result in super().run(requests):
+            self._time.now += 10
+            yield replace(result, seconds=10.0)
+
+
+class Time:
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    monkeypatch.setattr(clock, "time", Time())
+    return clock.time
+
+
+def timed_search(directory, time, **more):
+    """After 100 seconds of preparation on one GPU."""
+    started = clock.Clock(1.0)
+    time.now += 100
+    driver = Ticking(scripted_context(directory / "bank"), time)
+    return search(directory, driver=driver, clock=started, **more)
+
+
+def test_a_budget_of_time_counts_what_precedes_the_trials(tmp_path, ticking):
+    results, study = timed_search(tmp_path / "a", ticking, budget="300s")
+    assert len(results) == 20
+    assert (study.spent.seconds, study.spent.gpu_seconds) == (300.0, 100.0 + 2 * 200.0)
+    hours = 500 / 3600
+    assert len(timed_search(tmp_path / "b", ticking, budget=f"{hours} gpu-hours")[0]) == 20
+
+
+def test_time_is_left_for_measuring_the_front_again(tmp_path, ticking):
+    class Fifty:
+        def seconds(self, n_baselines, n_members):
+            assert n_baselines == N_BASELINES
+            seen.append(n_members)
+            return 50.0
+
+    seen, shown = [], []
+    results, study = timed_search(
+        tmp_path / "a",
+        ticking,
+        budget="300s",
+        sampler="nsga2",
+        reserve=Fifty(),
+        progress=shown.append,
+    )
+    assert (len(results), study.spent.seconds) == (15, 250.0)
+    assert (shown[-1].fraction, shown[-1].remaining) == (1.0, "0s")
+    on_front = sum(not r.request.is_baseline for r in shown[-1].best)
+    assert seen[-1] == on_front > 0
+    budget = f"{500 / 3600} gpu-hours"  # of which two GPUs for 50 seconds are left
+    assert len(timed_search(tmp_path / "b", ticking, budget=budget, reserve=Fifty())[0]) == 15
+
+
+def test_base_and_baselines_are_measured_though_the_time_is_spent(tmp_path, ticking):
+    results, _ = timed_search(tmp_path, ticking, budget="60s")
+    assert [r.request.number for r in results] == list(range(N_BASELINES))
+    assert len(search(tmp_path, budget="60s")[0]) == N_BASELINES
+
+
+def test_baselines_do_not_outrun_a_budget_of_trials(tmp_path, ticking):
+    assert len(timed_search(tmp_path, ticking, budget=["60s", "3 trials"])[0]) == 3
 
 
 def test_a_budget_in_gpu_hours_without_a_gpu_is_refused(tmp_path):
