@@ -106,8 +106,7 @@ def finalize_member(
 ) -> Finalization:
     """Rebuild a member of a run's front; replace it in `front.json` if that is better.
 
-    A search that is resumed afterwards publishes the members as it measured them; finalize again
-    then, which finds its statistics in the cache.
+    A search that is resumed afterwards keeps the rebuilt member, unless a new one beats it.
 
     Args:
         directory: run directory.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.core import DEFAULT_OBJECTIVES, Metrics, Objectives, TrialRequest, TrialResult
-from autocompress.core.errors import TrialError
+from autocompress.core.errors import RunDirectoryError, TrialError
 from autocompress.cost import CostModel
 from autocompress.fronts import (
     BaseEntry,
@@ -107,10 +107,29 @@ def measure_on_report_tokens(
         return journal.read(), False
 
 
+def finalized_members(directory: Path) -> tuple[Member, ...]:
+    """Those of the front that the directory holds; none where that is damaged, or not yet there."""
+    try:
+        document = FrontDocument.read(directory)
+    except RunDirectoryError:
+        return ()
+    return tuple(member for member in document.members if member.finalized)
+
+
+def with_finalized(members: Sequence[Member], finalized: Sequence[Member]) -> list[Member]:
+    """The members, with each finalized one in the place of what it was made of."""
+    replaced = {member.finalized.searched_as for member in finalized if member.finalized}
+    return [*(member for member in members if member.id not in replaced), *finalized]
+
+
 def front_document(
-    session: Session, record: StudyRecord, measured: Sequence[TrialResult], spent: Spent
+    session: Session,
+    record: StudyRecord,
+    measured: Sequence[TrialResult],
+    spent: Spent,
+    finalized: Sequence[Member] = (),
 ) -> FrontDocument:
-    """The front of what was measured on report tokens.
+    """The front of what was measured on report tokens, and of what was finalized before.
 
     Raises:
         TrialError: the base model is not among the measured.
@@ -131,11 +150,12 @@ def front_document(
         for r in measured
         if r.is_complete and r.request.baseline_name != BASE_NAME
     ]
+    candidates = with_finalized(members, finalized)
     return FrontDocument.of(
-        study=_summary(session, record, spent, efficiency, members),
+        study=_summary(session, record, spent, efficiency, [*members, *finalized]),
         base=BaseEntry(base.storage_bytes, MemberQuality.of(base.quality), base.resources),
         baselines=[m for m in members if m.name],
-        candidates=members,
+        candidates=candidates,
         differences=paired({r.request.allocation.digest: r.damages for r in measured}),
         objectives=session.settings.objectives,
     )

@@ -42,7 +42,12 @@ from autocompress.workflows.finalize import finalize_in
 from autocompress.workflows.owl import recorded_owl, resolved_owl
 from autocompress.workflows.predictions import Predictions
 from autocompress.workflows.probing import search_probe
-from autocompress.workflows.publish import front_document, measure_on_report_tokens, shortlist
+from autocompress.workflows.publish import (
+    finalized_members,
+    front_document,
+    measure_on_report_tokens,
+    shortlist,
+)
 from autocompress.workflows.reach import few_tokens
 from autocompress.workflows.report import write_provenance, write_report
 from autocompress.workflows.run import Run
@@ -250,7 +255,7 @@ def _publish(
         measured, in_part = measure_on_report_tokens(requests, driver, to, session.progress)
     if in_part:
         session.progress.step(IN_PART)
-    document = front_document(session, record, measured, spent)
+    document = front_document(session, record, measured, spent, finalized_members(to))
     document.write(to)
     write_provenance(to, _facts(session, record))
     write_report(to)

@@ -70,6 +70,33 @@ def test_a_finalized_member_is_kept_only_if_better_and_exports_as_claimed(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_resumed_search_keeps_what_was_finalized(cli, copied, trained, monkeypatch):
+    from autocompress.workflows import finalize
+
+    compare, made = finalize._compare, finalize._rebuilt_member
+
+    def better(*arguments):
+        found = compare(*arguments)
+        return replace(found, rebuilt_damage=replace(found.search_damage, value=-1.0))
+
+    def no_worse(document, member, *others):
+        return replace(made(document, member, *others), quality=member.quality)
+
+    monkeypatch.setattr(finalize, "_compare", better)
+    monkeypatch.setattr(finalize, "_rebuilt_member", no_worse)
+    done = cli("finalize", copied, smallest(copied).id, "--json").document
+    assert done["replaced"]
+    again = cli(
+        "search", trained("llama"), "--space", "mixed_precision", "--sampler", "nsga2",
+        "--budget", "8 trials", "--no-finalize", "--out", copied, "--resume", *SMALL,
+    )  # fmt: skip
+    assert again.status == 0, again.err
+    front = json.loads((copied / "front.json").read_text())
+    assert done["member"] in front["members"]
+
+
+@pytest.mark.slow
 def test_a_worse_rebuild_leaves_the_front_as_it_was(cli, copied, monkeypatch):
     from autocompress.workflows import finalize
 
