@@ -67,7 +67,9 @@ ReportTokens = Annotated[
     int | None, typer.Option(help="Held-out tokens of the front.", show_default="8192; quick: 1536")
 ]
 SequenceLength = Annotated[int, typer.Option(help="Tokens per sequence.")]
-Timeout = Annotated[float | None, typer.Option(help="Seconds until a trial is given up (Ray).")]
+Timeout = Annotated[
+    float | None, typer.Option(help="Seconds until a trial is given up (Ray only).")
+]
 Profile = Annotated[
     str, typer.Option(help="Device of the latency: a name, or a file of `device --out`.")
 ]

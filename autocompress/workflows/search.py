@@ -135,7 +135,7 @@ def search(
         search_tokens: tokens of every trial.
         report_tokens: held-out tokens of the front.
         sequence_length: tokens per sequence.
-        trial_timeout: seconds after which a trial is given up (Ray).
+        trial_timeout: seconds after which a trial is given up (Ray only).
         device_profile: device of the latency: a name, or a file of `autocompress device`.
         trust_remote_code: let code of the model repository run.
         token_weighting: ``gradient`` or ``none``: how tokens count in layer statistics.

@@ -54,7 +54,7 @@ class SearchSettings:
         search_tokens: tokens that every trial is measured on.
         report_tokens: held-out tokens that the published front is measured on.
         sequence_length: tokens per sequence.
-        trial_timeout_seconds: a trial that runs longer is given up; None for no limit.
+        trial_timeout_seconds: a trial that runs longer is given up (Ray only); None for no limit.
         device_profile: device of the latency: a name that ships, or a ``.json`` file that
             `autocompress device` wrote.
         trust_remote_code: allow code from the model repository to run.
@@ -113,8 +113,23 @@ class SearchSettings:
                 "The local driver runs one trial at a time in this process, but workers, an "
                 "address or GPUs per worker were given. Next step: add --driver ray."
             )
+        self._check_timeout()
         # Spelled alike, however it was typed: settings are compared on a resume.
         object.__setattr__(self, "optimize", Objectives.parse(self.optimize).text)
+
+    def _check_timeout(self) -> None:
+        limit = self.trial_timeout_seconds
+        if limit is not None and not limit > 0:
+            raise UsageError(
+                f"--trial-timeout must be more than 0 seconds, but got {limit:g}. Next step: give "
+                "what a trial may take, or leave it away for no limit."
+            )
+        if limit is not None and self.driver == "local":
+            raise UsageError(
+                "The local driver runs trials in this process and cannot stop one, but "
+                f"--trial-timeout {limit:g} was given. Next step: add --driver ray, or leave the "
+                "limit away."
+            )
 
     @property
     def objectives(self) -> Objectives:
@@ -133,8 +148,11 @@ class SearchSettings:
             if name not in known:
                 raise UsageError(f"Unknown setting {name!r}. {nearest(name, known)}")
         # Runs of version 0.1 do not say how tokens counted: all alike.
-        lists = {"budget": tuple(data["budget"]), "aim": tuple(data.get("aim", ()))}
-        return cls(**{"token_weighting": "none", **data, **lists})
+        values = {"token_weighting": "none", **data}
+        values |= {"budget": tuple(data["budget"]), "aim": tuple(data.get("aim", ()))}
+        if data.get("driver", "local") == "local":
+            values["trial_timeout_seconds"] = None  # older runs may have one, which nothing kept
+        return cls(**values)
 
     def with_resolved(self, *, task: str, data: str) -> SearchSettings:
         """The same settings with `auto` replaced by what it stood for."""
