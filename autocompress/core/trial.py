@@ -28,7 +28,7 @@ _TRANSIENT = frozenset({TrialStatus.OUT_OF_MEMORY, TrialStatus.TIMED_OUT, TrialS
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """What a trial has to beat to be measured on all sequences: a rival of no more bytes.
+    """What a trial has to beat to be measured on all sequences: a rival of no more cost.
 
     Attributes:
         trial: number of the rival.

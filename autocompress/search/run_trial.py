@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from autocompress.core import (
+    BASE_ALLOCATION,
     Allocation,
     Metrics,
     Quality,
@@ -85,7 +86,7 @@ def _result(request: TrialRequest, context: TrialContext) -> TrialResult:
     elif metrics is not None:
         status = TrialStatus.COMPLETE
     else:
-        status, error = TrialStatus.NOT_FINITE, _not_finite(quality)
+        status, error = TrialStatus.NOT_FINITE, _not_finite(request, quality)
     return TrialResult(
         request,
         status,
@@ -200,12 +201,13 @@ def _one_line(error: Exception) -> str:
 def _beaten(seen: _Measured, context: TrialContext) -> str:
     return (
         f"Stopped after {len(seen.damages)} of {len(context.split)} sequences: clearly more damage "
-        f"than trial {seen.beaten_by}, which takes no more bytes."
+        f"than trial {seen.beaten_by}, which takes no more of what is optimized."
     )
 
 
-def _not_finite(quality: Quality) -> str:
+def _not_finite(request: TrialRequest, quality: Quality) -> str:
+    model = "base" if request.allocation == BASE_ALLOCATION else "compressed"
     return (
-        f"The compressed model's outputs are not finite: retained quality {quality.retained}, "
+        f"The {model} model's outputs are not finite: retained quality {quality.retained}, "
         f"damage {quality.damage.value}."
     )

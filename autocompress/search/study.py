@@ -31,6 +31,13 @@ _log = logging.getLogger(__name__)
 
 GIVE_UP_AFTER = 20
 """A study whose first trials fail this many times without a single success ends early."""
+_AFTER_FAILURE = (
+    "mend the cause, then search into another --out directory: --resume keeps failed trials."
+)
+_AFTER_TRANSIENT = (
+    "give trials more memory or time (--trial-timeout), then repeat the command with --resume, "
+    "which tries base and baselines again."
+)
 _BASE_NUMBER = 0
 _BASE_TRIES = 2
 
@@ -173,11 +180,11 @@ class Study:
         request = result.request
         expected = self._baseline(request.number)
         if request != expected and (expected or self._costs_of(request.allocation) is None):
+            other = f"that of {expected.source}" if expected else f"one of {self._space.name!r}"
             raise RunDirectoryError(
                 f"The journal {self._journal.path} belongs to another study: its trial "
-                f"{request.number} ({request.source}) is not one of the space "
-                f"{self._space.name!r}. Next step: resume with the same model and space, or give "
-                "another --out directory."
+                f"{request.number} ({request.source}) is not {other} here. Next step: resume with "
+                "the same model and space, or give another --out directory."
             )
 
     def _requests(self) -> Iterator[TrialRequest]:
@@ -325,5 +332,6 @@ class Study:
         first = min(self._done.values(), key=lambda r: r.request.number)
         raise TrialError(
             f"All of the {failed} trials failed. The first one, {first.request.source}, says: "
-            f"{first.error} ({first.status}). All errors are in {self._journal.path}."
+            f"{first.error} ({first.status}). All errors are in {self._journal.path}. Next step: "
+            f"{_AFTER_TRANSIENT if first.is_transient else _AFTER_FAILURE}"
         )

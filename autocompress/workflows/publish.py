@@ -134,12 +134,9 @@ def front_document(
     Raises:
         TrialError: the base model is not among the measured.
     """
-    by_name = {r.request.baseline_name: r for r in measured if r.is_complete}
-    if BASE_NAME not in by_name:
-        raise TrialError(
-            "A front needs the base model measured on the report tokens, but that did not finish. "
-            "Next step: the same command with --resume."
-        )
+    by_name = {r.request.baseline_name: r for r in measured}
+    if BASE_NAME not in by_name or not by_name[BASE_NAME].is_complete:
+        raise _without_base(by_name.get(BASE_NAME))
     base = _metrics(by_name[BASE_NAME])
     if session.is_rotated:
         base = replace(base, resources=session.given_resources)
@@ -158,6 +155,14 @@ def front_document(
         candidates=candidates,
         differences=paired({r.request.allocation.digest: r.damages for r in measured}),
         objectives=session.settings.objectives,
+    )
+
+
+def _without_base(failed: TrialResult | None) -> TrialError:
+    how = f"failed: {failed.error} ({failed.status})." if failed else "did not finish."
+    return TrialError(
+        f"A front needs the base model measured on the report tokens, but that {how} Next step: "
+        "the same command with --resume, which tries it again."
     )
 
 

@@ -74,7 +74,7 @@ class RunMember:
 
 @dataclass(frozen=True, slots=True)
 class RunFront:
-    """The published front of a run; iterates over its members, smallest first."""
+    """The published front of a run; iterates over its members, least of the main resource first."""
 
     directory: Path
     document: FrontDocument
@@ -124,7 +124,7 @@ class Run:
 
     @property
     def front(self) -> RunFront:
-        """The members that no other measured model beats on both size and quality."""
+        """The members that no other measured model beats on quality and all optimized resources."""
         return RunFront(self.directory, self.document)
 
     @property

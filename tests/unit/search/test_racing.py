@@ -134,7 +134,7 @@ def test_a_clearly_beaten_trial_stops_at_the_first_rung(tmp_path):
     assert len(result.damages) == 4
     assert result.metrics.quality.n_tokens == 4
     assert "4 of 16 sequences" in result.error
-    assert "trial 0" in result.error
+    assert "than trial 0, which takes no more of what is optimized" in result.error
 
 
 def test_a_better_or_equal_trial_is_measured_to_the_end(tmp_path):

@@ -74,7 +74,7 @@ def test_a_trial_leaves_no_trace_on_the_base_model(context, script):
     [
         ("fail", TrialStatus.FAILED, "ValueError: scripted failure"),
         ("exhaust", TrialStatus.OUT_OF_MEMORY, "MemoryError: scripted exhaustion"),
-        ("nan", TrialStatus.NOT_FINITE, "outputs are not finite"),
+        ("nan", TrialStatus.NOT_FINITE, "The compressed model's outputs are not finite"),
         ("no_such_method", TrialStatus.FAILED, "Unknown compression method 'no_such_method'"),
     ],
 )
@@ -114,6 +114,16 @@ def test_an_interrupt_is_not_swallowed_and_the_model_is_restored(context, monkey
     with pytest.raises(KeyboardInterrupt):
         run_trial(uniform(0, 4), context=context)
     assert all(p is before[n] for n, p in context.module.named_parameters())
+
+
+def test_a_broken_base_is_not_called_compressed(context):
+    broken = {"outputs": context.reference["outputs"] * torch.nan}
+    result = run_trial(
+        TrialRequest(0, BASE_ALLOCATION, "baseline:base"),
+        context=replace(context, reference=broken, rungs=()),
+    )
+    assert result.status is TrialStatus.NOT_FINITE
+    assert result.error.startswith("The base model's outputs are not finite")
 
 
 def test_a_write_to_the_base_model_is_noticed(context):

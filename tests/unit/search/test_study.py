@@ -249,8 +249,18 @@ def test_a_study_whose_trials_all_fail_says_so_with_the_first_error(tmp_path):
     driver = BrokenDriver(scripted_context(tmp_path))
     with pytest.raises(TrialError, match=r"All of the 5 trials failed.*no luck with 0") as caught:
         search(tmp_path, driver=driver, budget="5 trials")
+    assert "search into another --out directory: --resume keeps failed" in str(caught.value)
     assert caught.value.exit_status == 1
     assert len(read_journal(tmp_path / "trials.jsonl").results) == 5
+
+
+def test_a_study_whose_trials_all_ran_out_of_memory_is_worth_a_resume(tmp_path):
+    statuses = {f"n{number}": [FULL] * 2 for number in range(5)}
+    driver = FailingDriver(scripted_context(tmp_path / "bank"), **statuses)
+    with pytest.raises(TrialError, match=r"All of the 5 .*more memory.*command with --resume"):
+        search(tmp_path, driver=driver, budget="5 trials")
+    results, _ = search(tmp_path, budget="5 trials")
+    assert all(r.is_complete for r in results)
 
 
 def test_a_hopeless_study_does_not_use_up_its_budget(tmp_path):
@@ -462,5 +472,6 @@ def test_proposed_allocations_come_after_the_uniform_ones_and_again_on_a_resume(
     search(tmp_path / "parts", budget=f"{N_BASELINES} trials", proposed=proposed)
     again, _ = search(tmp_path / "parts", budget="12 trials", proposed=proposed)
     assert archive(again) == archive(results)
-    with pytest.raises(RunDirectoryError, match="belongs to another study"):
+    other = r"another study: its trial 7 \(baseline:mixed\) is not that of baseline:other here"
+    with pytest.raises(RunDirectoryError, match=other):
         search(tmp_path / "parts", budget="13 trials", proposed=[("other", BASE_ALLOCATION)])

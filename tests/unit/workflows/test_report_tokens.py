@@ -1,5 +1,7 @@
 """Measuring on report tokens: interrupted, failed, and gone on with."""
 
+import pytest
+
 from autocompress.core import (
     BASE_ALLOCATION,
     Allocation,
@@ -11,8 +13,14 @@ from autocompress.core import (
     TrialResult,
     TrialStatus,
 )
-from autocompress.search import read_journal
-from autocompress.workflows.publish import REPORT_JOURNAL, measure_on_report_tokens, shortlist
+from autocompress.core.errors import TrialError
+from autocompress.search import Spent, read_journal
+from autocompress.workflows.publish import (
+    REPORT_JOURNAL,
+    front_document,
+    measure_on_report_tokens,
+    shortlist,
+)
 from autocompress.workflows.session import QUIET
 
 METRICS = Metrics(
@@ -63,3 +71,18 @@ def test_a_base_that_failed_in_the_search_is_tried_again():
     other = Allocation.from_json({"up": "rtn(bits=4)"})
     found = TrialResult(TrialRequest(5, other, "sampler:guided"), TrialStatus.COMPLETE, METRICS)
     assert [r.number for r in shortlist([failed, found])] == [0, 5]
+
+
+@pytest.mark.parametrize(
+    ("measured", "how"),
+    [
+        ([], "that did not finish. Next step: the same command with --resume"),
+        (
+            [TrialResult(REQUESTS[0], TrialStatus.OUT_OF_MEMORY, error="no room")],
+            r"that failed: no room \(out_of_memory\). Next step: the same command with --resume",
+        ),
+    ],
+)
+def test_a_front_without_its_base_says_why_and_what_helps(measured, how):
+    with pytest.raises(TrialError, match=how):
+        front_document(None, None, measured, Spent())
