@@ -46,7 +46,7 @@ def singles(
             schemes = zip(choice.layers, choice.options[level].schemes, strict=True)
             row: dict[str, Any] = {"choice": choice.name, "role": case.table.roles[index]}
             row |= {"option": choice.options[level].label}
-            row["measured"] = measured(case, Allocation(dict(schemes)))
+            row["measured"] = measured(case, Allocation.of(dict(schemes)))
             row |= {name: float(t.damage[index][level]) for name, t in tables.items()}
             rows.append(row)
             print(*row.values(), flush=True)
