@@ -51,8 +51,9 @@ class Case:
     def __init__(self, settings: SearchSettings, cache: Path, threads: int) -> None:
         self.session: Session = open_session(settings, cache)
         record = study_record(self.session)
-        self.search: TrialContext = replace(search_context(self.session, record), threads=threads)
-        self.report: TrialContext = replace(report_context(self.session, record), threads=threads)
+        search, report = (make(self.session, record) for make in (search_context, report_context))
+        self.search: TrialContext = replace(search, threads=threads, cores=threads)
+        self.report: TrialContext = replace(report, threads=threads, cores=threads)
         started = time.perf_counter()
         self.table = self.session.option_table(
             self.search.bank,

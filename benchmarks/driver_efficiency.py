@@ -108,7 +108,7 @@ def measure(case: Case, n: int, rounds: int) -> dict[str, Any]:
     peaks: list[int] = []
 
     def on_ray(workers: int) -> float:
-        with RayDriver(context, workers=workers) as driver:
+        with RayDriver(context, workers=workers, max_threads=1) as driver:
             seconds_per_trial(driver, draw.requests())  # workers start and decode weights
             seconds = seconds_per_trial(driver, draw.requests())
             peaks.extend(worker_peaks().values())

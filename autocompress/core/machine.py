@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import sys
 from functools import lru_cache
 from pathlib import Path
+
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @lru_cache(maxsize=1)
@@ -17,6 +21,27 @@ def cpu_model() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: by its affinity and, in a container, by its quota."""
+    affine = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if affine else os.cpu_count() or 1
+    return max(1, min(cores, cpu_quota()))
+
+
+def cpu_quota(file: Path = _CPU_QUOTA) -> int:
+    """Cores that the control group of this process is granted, rounded up; very many if all are.
+
+    Args:
+        file: microseconds granted and the period that they are granted in, as Linux's cgroup v2
+            has it; may be missing.
+    """
+    try:
+        granted, period = file.read_text(encoding="ascii").split()
+        return math.ceil(int(granted) / int(period))
+    except (OSError, ValueError):  # another system, or "max": no quota
+        return sys.maxsize
 
 
 def memory_bytes() -> int:

@@ -19,8 +19,16 @@ import torch
 
 from autocompress.core import Scheme, TrialRequest, TrialResult, TrialStatus
 from autocompress.core.errors import TrialError, UsageError
+from autocompress.core.machine import usable_cores
 from autocompress.drivers import environment
-from autocompress.drivers.ray_cluster import last_line, start_ray, stop_ray
+from autocompress.drivers.ray_cluster import (
+    alive_nodes,
+    last_line,
+    node_of_driver,
+    start_ray,
+    stop_ray,
+)
+from autocompress.drivers.ray_placement import Placement, place_workers
 from autocompress.search.context import TrialContext
 from autocompress.search.run_trial import GuardedResult, run_guarded
 from autocompress.search.shipping import ContextParts, pack_context
@@ -29,6 +37,7 @@ environment.prepare()
 
 import ray  # noqa: E402 - reads the environment when it is imported
 from ray.exceptions import RayError, RayTaskError  # noqa: E402
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 __all__ = ["MAX_RETRIES", "RayDriver", "start_ray", "stop_ray"]
 
@@ -45,8 +54,9 @@ class Worker:
     """What an actor is: a context and trials on it."""
 
     def __init__(self, parts: ContextParts, threads: int) -> None:
+        threads = min(threads, usable_cores())
         torch.set_num_threads(threads)
-        self._context = replace(parts.build(), threads=threads)
+        self._context = replace(parts.build(), threads=threads, cores=threads)
 
     def ready(self) -> None:
         """Return once the context is built."""
@@ -90,7 +100,8 @@ class RayDriver:
 
     A worker that dies is replaced and its trial tried again; a trial that outlives the time limit
     is given up with its worker; a trial that writes to the shared weights fails, and all workers
-    start again from clean memory. On a cluster that is short of resources, workers join as they
+    start again from clean memory. Each worker has as many CPUs, and threads, as let all of them run
+    on the nodes that are there; on a cluster that is short of resources, workers join as they
     start.
 
     Args:
@@ -101,6 +112,7 @@ class RayDriver:
             or uses the Ray that this process has already started.
         trial_timeout_seconds: longest a trial may run; None for no limit.
         max_retries: how often a trial or layer is tried again after its worker died.
+        max_threads: of a worker; None for as many as the CPUs that it reserves.
 
     Raises:
         UsageError: no cluster at `address`, no node can hold a worker, or the context (a task that
@@ -116,26 +128,26 @@ class RayDriver:
         address: str | None = None,
         trial_timeout_seconds: float | None = None,
         max_retries: int = MAX_RETRIES,
+        max_threads: int | None = None,
     ) -> None:
         self._n_workers, self._gpus_per_worker = workers, gpus_per_worker
         self._timeout, self._max_retries = trial_timeout_seconds, max_retries
-        # Nodes of a cluster need not share a file system.
-        self._parts = pack_context(context, with_statistics=address is not None)
+        self._parts = pack_context(context)
         if self._parts.needs_gpu and not gpus_per_worker:
             raise UsageError(
                 "The base model is on a GPU, so each Ray worker needs one or a fraction of one. "
                 "Next step: add --gpus-per-worker 1, or --device cpu."
             )
         self._owns_ray = start_ray(workers, address=address, n_bytes=self._parts.n_bytes)
-        cores = int(ray.cluster_resources().get("CPU", 1))
-        self._cpus = max(1, cores // workers)
-        self._threads = max(1, min(context.threads, self._cpus))
-        self._layers_at_once = 1 if self._parts.needs_gpu else self._threads
         self._waiting: dict[_Ref, tuple[_Actor, _Job | None]] = {}
         self._idle: list[_Actor] = []
         self._retry: deque[_Job] = deque()
         self._start_failures = 0
-        self._require_room()
+        self._placement = self._place()
+        self._threads = min(self._placement.cpus, max_threads or self._placement.cpus)
+        self._layers_at_once = 1 if self._parts.needs_gpu else self._threads
+        if self._placement.node is None:  # nodes of a cluster need not share a file system
+            self._parts = pack_context(context, with_statistics=True)
         self._memory = ray.put(self._parts)
 
     def __enter__(self) -> RayDriver:
@@ -204,28 +216,32 @@ class RayDriver:
         if self._owns_ray:
             stop_ray()
 
-    def _require_room(self) -> None:
-        wanted = {"CPU": float(self._cpus), "GPU": self._gpus_per_worker}
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if not any(all(n.get(k, 0.0) >= v for k, v in wanted.items()) for n in nodes):
-            self.close()
-            raise UsageError(
-                f"A worker needs {wanted['CPU']:g} CPUs and {wanted['GPU']:g} GPUs, but no node "
-                f"of the Ray cluster has them (most GPUs on a node: "
-                f"{max((n.get('GPU', 0.0) for n in nodes), default=0.0):g}). Next step: lower "
-                "--gpus-per-worker, or join another cluster with --address."
+    def _place(self) -> Placement:
+        try:
+            return place_workers(
+                alive_nodes(),
+                workers=self._n_workers,
+                gpus=self._gpus_per_worker,
+                here=node_of_driver(),
             )
+        except UsageError:
+            self.close()
+            raise
 
     def _start_missing(self) -> None:
         while len(self._idle) + len(self._waiting) < self._n_workers:
             self._start_worker()
 
     def _start_worker(self) -> None:
+        node = self._placement.node
         actor = (
             ray.remote(Worker)
             .options(
-                num_cpus=self._cpus,
+                num_cpus=self._placement.cpus,
                 num_gpus=self._gpus_per_worker,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+                if node
+                else "DEFAULT",
                 max_restarts=0,
                 runtime_env={"env_vars": dict(environment.WORKER_VARIABLES)},
             )

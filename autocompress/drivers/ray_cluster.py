@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from autocompress.core.errors import UsageError
+from autocompress.core.machine import usable_cores
 from autocompress.drivers import environment
 
 environment.prepare()
@@ -41,7 +40,7 @@ def start_ray(workers: int, *, address: str | None = None, n_bytes: int = 0) -> 
             ) from error
         return True
     ray.init(
-        num_cpus=max(workers, _cores()),
+        num_cpus=max(workers, usable_cores()),
         include_dashboard=False,
         object_store_memory=n_bytes + n_bytes // 4 + _STORE_MARGIN,
         **quiet,
@@ -49,16 +48,21 @@ def start_ray(workers: int, *, address: str | None = None, n_bytes: int = 0) -> 
     return True
 
 
+def alive_nodes() -> dict[str, dict[str, float]]:
+    """Resources of the cluster's nodes by their id."""
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+
+def node_of_driver() -> str | None:
+    """Id of the node that this process is on; None if it reaches the cluster from outside."""
+    if ray.util.client.ray.is_connected():
+        return None
+    return str(ray.get_runtime_context().get_node_id())
+
+
 def stop_ray() -> None:
     """Leave the cluster; end it if this process started it."""
     ray.shutdown()
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def last_line(error: Exception) -> str:

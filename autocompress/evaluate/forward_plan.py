@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch import nn
 
 from autocompress.core import Measurement, Quality
 from autocompress.core.errors import UsageError, nearest
+from autocompress.core.machine import usable_cores
 from autocompress.evaluate.splits import Split, count_tokens
 from autocompress.evaluate.task import Reference, Task
 
@@ -37,7 +37,7 @@ class ForwardPlan:
     Attributes:
         dtype: as torch spells it without the prefix.
         batch_size: sequences per forward.
-        threads: for `torch.set_num_threads`.
+        threads: for `torch.set_num_threads`, in a process that has all cores to itself.
         noise: typical error of the damage due to the dtype, in its unit: the root mean square of
             the damage that the base model seems to take from the dtype alone. 0 for float32.
         retained_noise: the same of the retained quality.
@@ -45,6 +45,7 @@ class ForwardPlan:
         noise_per_dtype: damage of the base model in that dtype against float32, with its spread.
         ruled_out: dtypes that were not chosen, each with the reason.
         n_tokens: of the sample.
+        cores: of the machine that it was measured on; 0 if an earlier version did not say.
     """
 
     dtype: str
@@ -56,6 +57,11 @@ class ForwardPlan:
     noise_per_dtype: Mapping[str, Measurement] = field(default_factory=dict)
     ruled_out: Mapping[str, str] = field(default_factory=dict)
     n_tokens: int = 0
+    cores: int = 0
+
+    def threads_on(self, cores: int) -> int:
+        """Threads for forwards on a machine: as measured if it has as many cores, else all."""
+        return self.threads if cores == self.cores else cores
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back to an equal value."""
@@ -196,6 +202,7 @@ def _plan(
         noise_per_dtype={name: quality.damage for name, quality in qualities.items()},
         ruled_out={**ruled_out, **slower},
         n_tokens=n_tokens,
+        cores=usable_cores(),
     )
 
 
@@ -291,8 +298,7 @@ def _sizes_worth_trying(batch_sizes: Sequence[int], n_sequences: int) -> list[in
 
 
 def _thread_counts() -> list[int]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    every = cores or 1
+    every = usable_cores()
     return sorted({1, max(1, every // 2), every})
 
 

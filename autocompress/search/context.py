@@ -53,7 +53,8 @@ class TrialContext:
         batch_size: sequences per forward.
         noise: typical error of the damage due to the forward's dtype (`ForwardPlan.noise`).
         retained_noise: the same of the retained quality.
-        threads: of a worker, for torch or for layers that are compressed side by side.
+        threads: of torch, for a forward.
+        cores: of a worker, for layers that are compressed side by side.
         racing: when to stop a trial that is beaten; None measures all on the whole split.
         rungs: the split as a race runs it; see `with_racing`.
         prefix_bytes: memory for block outputs that trials share; 0 for none.
@@ -70,6 +71,7 @@ class TrialContext:
     batch_size: int
     noise: float = 0.0
     threads: int = 1
+    cores: int = 1
     retained_noise: float = 0.0
     racing: Racing | None = None
     rungs: tuple[Rung, ...] = ()
@@ -98,7 +100,7 @@ class TrialContext:
     @property
     def fill_threads(self) -> int:
         """Layers that a worker compresses at the same time."""
-        return self.threads if self.device.type == "cpu" else 1
+        return self.cores if self.device.type == "cpu" else 1
 
     @property
     def device(self) -> torch.device:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
+from autocompress.core.machine import usable_cores
 from autocompress.drivers.local import LocalDriver
 from autocompress.evaluate import ForwardPlan, Split
 from autocompress.search import DEFAULT_RACING, TrialContext
@@ -16,8 +16,7 @@ from autocompress.workflows.settings import SearchSettings, StudyRecord
 def search_context(session: Session, record: StudyRecord) -> TrialContext:
     """What the trials of a search share: search tokens, rung by rung."""
     plan = ForwardPlan.from_json(record.resolved["forward"])
-    threads = max(1, (os.cpu_count() or 1) // session.settings.workers)
-    context = _context(session, session.splits.search, plan, plan.dtype, threads)
+    context = _context(session, session.splits.search, plan, plan.dtype)
     return context.with_racing(DEFAULT_RACING)
 
 
@@ -25,15 +24,14 @@ def report_context(session: Session, record: StudyRecord) -> TrialContext:
     """What the measurements of a front share: report tokens, all of them for every model."""
     plan = ForwardPlan.from_json(record.resolved["forward"])
     dtype = record.resolved["report"]["dtype"]
-    context = _context(session, session.splits.report, plan, dtype, os.cpu_count() or 1)
+    context = _context(session, session.splits.report, plan, dtype)
     return replace(context, prefix_bytes=0)  # members of a front start alike too rarely
 
 
-def _context(
-    session: Session, split: Split, plan: ForwardPlan, dtype: str, threads: int
-) -> TrialContext:
+def _context(session: Session, split: Split, plan: ForwardPlan, dtype: str) -> TrialContext:
     """What trials on `split` share, the base model's outputs on it among them."""
     module = session.compute_module(dtype)
+    cores = usable_cores()
     noisy = dtype == plan.dtype  # the plan knows the noise of its own dtype
     return TrialContext(
         module=module,
@@ -46,7 +44,8 @@ def _context(
         batch_size=plan.batch_size,
         noise=plan.noise if noisy else 0.0,
         retained_noise=plan.retained_noise if noisy else 0.0,
-        threads=threads,
+        threads=plan.threads_on(cores),
+        cores=cores,
     )
 
 

@@ -118,6 +118,19 @@ def test_more_threads_or_memory_must_be_worth_it(plan):
     assert made.threads == 1
 
 
+def test_threads_are_those_of_the_machine_that_was_measured(plan, monkeypatch):
+    monkeypatch.setattr(forward_plan, "usable_cores", lambda: 8)
+    made, _ = plan(lambda *_: 1.0, dtypes=("float32",), threads=(1, 8), batch_sizes=(4,))
+    again = ForwardPlan.from_json(made.to_json())
+    assert [again.threads_on(cores) for cores in (8, 2, 64)] == [1, 2, 64]
+
+
+def test_a_plan_of_an_earlier_version_takes_all_cores(plan):
+    written = plan(lambda *_: 1.0, dtypes=("float32",))[0].to_json()
+    del written["cores"]
+    assert ForwardPlan.from_json(written).threads_on(2) == 2
+
+
 def test_threads_are_as_before_afterwards(plan):
     before = torch.get_num_threads()
     plan(lambda dtype, threads, batch: 1.0 / threads, threads=(1, 2, 3))
