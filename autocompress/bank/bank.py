@@ -117,6 +117,11 @@ class Bank:
         self.__dict__.update(state)
         self._start_empty()
 
+    @property
+    def capacity_bytes(self) -> int:
+        """Bound on the directory."""
+        return self._shelf.capacity()
+
     def packed(self, name: str, scheme: Scheme) -> CompressedWeight:
         """The compressed weight of a layer, from the directory or compressed now.
 

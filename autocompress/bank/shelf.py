@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import threading
@@ -24,6 +25,7 @@ _LOCK_DIGITS = 3  # 4096 lock files at most, however many layers
 _EVICTION = "eviction"
 _LOW_WATER = 15 / 16  # evict to below the bound, so that not every write has to
 _LOOK_AGAIN = 1 / 16  # share of the room left that one process fills before it looks again
+_TOUCH_SECONDS = 60.0  # how exact the time of use is, for entries that are read all the time
 _ABANDONED_SECONDS = 3600.0  # age of a temporary file whose writer died
 
 
@@ -39,7 +41,7 @@ class _File:
 class Shelf:
     """Entries by key, ``<root>/<aa>/<key>.safetensors``; those used longest ago make room.
 
-    The time of use is the file's modification time, set by the first reading of each process.
+    The time of use is the file's modification time, set by readings at most once a minute.
     Removing a file that another process has mapped does it no harm: the memory stays until it is
     let go.
 
@@ -53,6 +55,7 @@ class Shelf:
         self.root = root
         self._given = capacity_bytes
         self._verified: set[str] = set()
+        self._touched: dict[str, float] = {}
         self._accounting = threading.Lock()
         self._unseen = 0  # bytes written since the last look at the directory
         self._room = 0.0  # below the bound at that time
@@ -75,11 +78,17 @@ class Shelf:
         """
         known = key in self._verified
         entry = read_entry(self.path(key), scheme, verify=not known)
-        if not known:
-            self._verified.add(key)
+        self._verified.add(key)
+        self._touch(key)
+        return entry
+
+    def _touch(self, key: str) -> None:
+        """Say that an entry is in use, unless this process has just said so."""
+        now = time.monotonic()
+        if now - self._touched.get(key, -math.inf) >= _TOUCH_SECONDS:
+            self._touched[key] = now
             with suppress(OSError):  # a read-only directory
                 os.utime(self.path(key))
-        return entry
 
     def write(self, key: str, entry: CompressedWeight) -> bool:
         """Write an entry and make room for it; False if it alone exceeds the bound.

@@ -102,7 +102,13 @@ Weighting = Annotated[
 Cache = Annotated[
     Path | None, typer.Option(help="Statistics and bank; in the run directory by default.")
 ]
-BankSize = Annotated[str | None, typer.Option(help="Largest size of the bank, e.g. 20GB.")]
+BankSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Largest size of the bank, e.g. 40GB; by default 20 GiB, or half of the free disk if "
+        "that is less."
+    ),
+]
 Aims = Annotated[
     list[str] | None,
     typer.Option(

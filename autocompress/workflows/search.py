@@ -31,6 +31,7 @@ from autocompress.search.option_costs import option_costs
 from autocompress.search.option_table import OptionTable
 from autocompress.search.sampler import require_budgets
 from autocompress.workflows.aims import parse_aims
+from autocompress.workflows.bank_room import small_bank
 from autocompress.workflows.contexts import (
     make_driver,
     report_context,
@@ -201,6 +202,8 @@ def run_search(
         ):
             _write(record, directory)  # by the one that holds the journal
             context = search_context(session, record)
+            if hint := small_bank(space, context.bank.capacity_bytes):
+                shown.step(hint)
             with closing(make_driver(settings, context)) as driver:
                 clock.hold(driver.n_gpus)
                 table = _table(sampler_class, session, context, driver, directory)

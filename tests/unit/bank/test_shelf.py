@@ -69,7 +69,7 @@ def test_what_was_used_longest_ago_goes_first_whoever_used_it(root):
     assert [writer.holds(key(i)) for i in range(5)] == [True, False, True, True, True]
 
 
-def test_an_entry_is_touched_and_verified_once_per_process(root, monkeypatch):
+def test_an_entry_is_verified_once_per_process_and_not_touched_at_each_reading(root, monkeypatch):
     Shelf(root, 100 * ONE).write(key(0), entry())
     verified = []
     real = module.read_entry
@@ -86,6 +86,20 @@ def test_an_entry_is_touched_and_verified_once_per_process(root, monkeypatch):
     shelf.read(key(0), SCHEME)
     assert verified == [True, False]
     assert shelf.path(key(0)).stat().st_mtime == before
+
+
+def test_what_a_long_lived_process_reads_stays_and_what_it_no_longer_reads_goes(root, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    worker, writer = Shelf(root, 100 * ONE), Shelf(root, int(4.4 * ONE))
+    for i in range(4):
+        writer.write(key(i), entry())
+        worker.read(key(i), SCHEME)
+        age(writer, i, 100 - i)
+    now[0] = 61.0
+    worker.read(key(0), SCHEME)
+    writer.write(key(4), entry())
+    assert [writer.holds(key(i)) for i in range(5)] == [True, False, True, True, True]
 
 
 def test_a_damaged_entry_is_never_taken_for_verified(root):
