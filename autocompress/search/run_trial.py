@@ -28,9 +28,9 @@ from autocompress.models.weights import (
     weight_matrix,
 )
 from autocompress.search.context import Piece, TrialContext
+from autocompress.search.memory import is_out_of_memory
 
 _LONGEST_ERROR = 500
-_OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def run_trial(request: TrialRequest, *, context: TrialContext) -> TrialResult:
@@ -186,11 +186,7 @@ def _notes(allocation: Allocation, context: TrialContext) -> tuple[str, ...]:
 
 
 def _status(error: Exception) -> TrialStatus:
-    is_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(words in str(error).lower() for words in _OUT_OF_MEMORY_WORDS)
-    )
-    return TrialStatus.OUT_OF_MEMORY if is_memory else TrialStatus.FAILED
+    return TrialStatus.OUT_OF_MEMORY if is_out_of_memory(error) else TrialStatus.FAILED
 
 
 def _one_line(error: Exception) -> str:

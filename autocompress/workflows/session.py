@@ -8,6 +8,7 @@ every verb that opens the same settings sees the same model and the same tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -53,6 +54,7 @@ from autocompress.models.loading import (
 )
 from autocompress.models.rotation import in_dtype, rotated_base
 from autocompress.search.build_table import Fill, build_option_table
+from autocompress.search.memory import enough_memory
 from autocompress.search.option_table import OptionTable
 from autocompress.search.probe import Probe
 from autocompress.spaces import SearchSpace
@@ -173,17 +175,21 @@ class Session:
         ).module
 
     def plan(self) -> ForwardPlan:
-        """How search-time forwards run here: measured, or as `--dtype` says."""
+        """How search-time forwards run here: measured, or as `--dtype` says.
+
+        Raises:
+            UsageError: memory does not hold the model in float32, which all noise is relative to.
+        """
         self.progress.step("Measuring which dtype is fastest for forwards on this machine")
         wanted = self.settings.dtype
-        dtypes = ("float32", "bfloat16") if wanted == "auto" else ("float32", wanted)
-        return plan_forward(
-            self.compute_module,
-            self.task,
-            self.splits.search,
-            dtypes=tuple(dict.fromkeys(dtypes)),
-            required=None if wanted == "auto" else wanted,
-        )
+        required = None if wanted == "auto" else wanted
+        dtypes = tuple(dict.fromkeys((EXACT_DTYPE, required or "bfloat16")))
+        with self._room("Measuring forwards takes the model in float32 beside itself"):
+            load, split = self.compute_module, self.splits.search
+            return plan_forward(load, self.task, split, dtypes=dtypes, required=required)
+
+    def _room(self, need: str) -> AbstractContextManager[None]:
+        return enough_memory(self.settings.device, need)
 
     def report_dtype(self, plan: ForwardPlan) -> str:
         """The dtype that the front is published in.
@@ -235,17 +241,18 @@ class Session:
         if holds_curvature(store, self.base.layout, layers):
             return store
         self.progress.step(f"Differentiating the model on {split.n_tokens:,} calibration tokens")
-        module = self.compute_module(EXACT_DTYPE)
-        collect_curvature(
-            module,
-            self.base.layout,
-            curvature_batches(self.task, module, split),
-            TaskLoss(self.task, empirical),
-            store,
-            layers=layers,
-            seed=seed,
-            progress=self.progress.advance,
-        )
+        with self._room("Curvature takes the model in float32, its activations and gradients"):
+            module = self.compute_module(EXACT_DTYPE)
+            collect_curvature(
+                module,
+                self.base.layout,
+                curvature_batches(self.task, module, split),
+                TaskLoss(self.task, empirical),
+                store,
+                layers=layers,
+                seed=seed,
+                progress=self.progress.advance,
+            )
         return store
 
     @cached_property
@@ -302,15 +309,15 @@ class Session:
         if any(name not in store for name in inputs):
             self.progress.step(f"Collecting layer statistics on {split.n_tokens:,} tokens")
             batches = self.task.batches(split, reach.CALIBRATION_BATCH)
-            module = self.compute_module(dtype)
-            collect_statistics(
-                module,
-                self.base.layout,
-                batches,
-                store,
-                layers=layers,
-                progress=self.progress.advance,
-            )
+            with self._room(f"Layer statistics take the model in {dtype} and its activations"):
+                collect_statistics(
+                    self.compute_module(dtype),
+                    self.base.layout,
+                    batches,
+                    store,
+                    layers=layers,
+                    progress=self.progress.advance,
+                )
         return store.get
 
     def reference(self, module: nn.Module, split: Split, batch_size: int) -> Reference:
@@ -328,8 +335,9 @@ class Session:
             about = f"{split.n_tokens:,} {split.name} tokens"
             self.progress.step(f"Evaluating the base model on {about}")
             dtype = str(key[1]).removeprefix("torch.")
-            given = self._load(dtype) if self.is_rotated else module
-            self._references[key] = self.task.reference(given, split, batch_size=batch_size)
+            with self._room(f"The base model's outputs take {dtype} activations"):
+                given = self._load(dtype) if self.is_rotated else module
+                self._references[key] = self.task.reference(given, split, batch_size=batch_size)
         return self._references[key]
 
     @cached_property
@@ -365,9 +373,10 @@ def open_session(settings: SearchSettings, cache: Path, progress: Progress = QUI
     progress.step(f"Reading {data} for {in_words(task)}")
     corpus = load_corpus(data, kind=task.corpus_kind)
     progress.step(f"Loading {settings.model}")
-    base = load_base_model(
-        source, task.auto_class, dtype="auto", device=settings.device, trust_remote_code=trust
-    )
+    with enough_memory(settings.device, f"Loading {settings.model} takes all its weights"):
+        base = load_base_model(
+            source, task.auto_class, dtype="auto", device=settings.device, trust_remote_code=trust
+        )
     given = base.layout
     if settings.rotate != "none":
         progress.step("Rotating the residual stream")
