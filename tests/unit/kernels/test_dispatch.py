@@ -12,7 +12,7 @@ from autocompress.core import Scheme
 from autocompress.core.errors import SchemeError, UsageError
 from autocompress.export.modules import PackedModule, pack_module, use_kernels
 from autocompress.export.plan import PackedLayer
-from autocompress.kernels import KERNELS, Runner, dispatch, measure, signature, table, times
+from autocompress.kernels import KERNELS, Runner, code, dispatch, measure, signature, table, times
 from autocompress.kernels.measure import layer_of, random_tensors
 from autocompress.methods import (
     LayerProblem,
@@ -95,6 +95,35 @@ def test_a_table_survives_its_process_and_belongs_to_its_device(
     table._table.cache_clear()
     runner()(compressed(SCHEME).tensors, tokens(1))
     assert timed
+
+
+def test_times_of_other_kernels_are_measured_again(
+    monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
+    timed = slowest_first(monkeypatch, {})
+    runner()(compressed(SCHEME).tensors, tokens(1))
+    timed.clear()
+    table._table.cache_clear()
+    runner()(compressed(SCHEME).tensors, tokens(1))
+    assert not timed
+    monkeypatch.setattr(table, "code_digest", lambda: "faster")
+    runner()(compressed(SCHEME).tensors, tokens(1))
+    assert timed
+    (file,) = (own_cache / "kernels").iterdir()
+    assert json.loads(file.read_text())["code"] == "faster"
+
+
+def test_the_code_that_is_timed_is_that_of_all_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, before = Path.read_bytes, code.code_digest.__wrapped__()
+    for changed in ("grid.c", "tiles.py", "packing.py"):
+
+        def edited(path: Path, changed: str = changed) -> bytes:
+            return read(path) + b"#" * (path.name == changed)
+
+        monkeypatch.setattr(Path, "read_bytes", edited)
+        assert code.code_digest.__wrapped__() != before
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert code.code_digest.__wrapped__() == before
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"version": 1}', '{"version": 9}'])
