@@ -143,7 +143,7 @@ class RayDriver:
         self._idle: list[_Actor] = []
         self._retry: deque[_Job] = deque()
         self._start_failures = 0
-        self._placement = self._place()
+        self._placement = self._place(may_grow=address is not None or not self._owns_ray)
         self._threads = min(self._placement.cpus, max_threads or self._placement.cpus)
         self._layers_at_once = 1 if self._parts.needs_gpu else self._threads
         if self._placement.node is None:  # nodes of a cluster need not share a file system
@@ -216,13 +216,14 @@ class RayDriver:
         if self._owns_ray:
             stop_ray()
 
-    def _place(self) -> Placement:
+    def _place(self, *, may_grow: bool) -> Placement:
         try:
             return place_workers(
                 alive_nodes(),
                 workers=self._n_workers,
                 gpus=self._gpus_per_worker,
                 here=node_of_driver(),
+                may_grow=may_grow,
             )
         except UsageError:
             self.close()

@@ -25,17 +25,20 @@ class Placement:
     node: str | None
 
 
-def place_workers(nodes: Nodes, *, workers: int, gpus: float, here: str | None) -> Placement:
+def place_workers(
+    nodes: Nodes, *, workers: int, gpus: float, here: str | None, may_grow: bool
+) -> Placement:
     """The most CPUs per worker at which as many workers run as can.
 
-    Workers are kept to the node of the driver if that is the only one and holds all of them, so
-    that they may read its files even if nodes join later.
+    Workers are kept to the node of the driver, whose files they may then read, if it is the only
+    one and no worker waits for others to join.
 
     Args:
         nodes: the cluster's.
         workers: that are wanted; those that do not fit now wait for nodes that join.
         gpus: that each worker reserves; a fraction lets workers share one.
         here: id of the driver's node; None if it is on none.
+        may_grow: nodes may join later.
 
     Raises:
         UsageError: no node can hold a worker; or GPUs above 1 are no whole number.
@@ -50,7 +53,7 @@ def place_workers(nodes: Nodes, *, workers: int, gpus: float, here: str | None) 
         raise UsageError(_refusal(nodes, gpus))
     most = max(int(node.get("CPU", 0)) for node in nodes.values())
     cpus = max(c for c in range(1, most + 1) if _n_that_fit(nodes, c, gpus) >= n_now)
-    stays = n_now == workers and set(nodes) == {here}
+    stays = set(nodes) == {here} and (n_now == workers or not may_grow)
     return Placement(cpus, here if stays else None)
 
 

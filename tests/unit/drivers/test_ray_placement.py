@@ -18,8 +18,8 @@ def nodes(*resources):
     return found
 
 
-def place(cluster, workers, gpus=0.0, here="n0"):
-    return place_workers(cluster, workers=workers, gpus=gpus, here=here)
+def place(cluster, workers, gpus=0.0, here="n0", may_grow=True):
+    return place_workers(cluster, workers=workers, gpus=gpus, here=here, may_grow=may_grow)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,9 @@ def test_a_refusal_names_what_is_missing(resources, gpus, message):
         place(nodes(*resources), 2, gpus)
 
 
-def test_workers_stay_with_the_driver_if_its_node_is_alone_and_holds_all():
-    assert place(nodes((8, 0)), 2).node == "n0"
+@pytest.mark.parametrize(("workers", "may_grow"), [(2, True), (2, False), (9, False)])
+def test_workers_stay_with_the_driver_if_its_node_is_alone_and_enough(workers, may_grow):
+    assert place(nodes((8, 0)), workers, may_grow=may_grow).node == "n0"
 
 
 @pytest.mark.parametrize(
