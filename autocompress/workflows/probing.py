@@ -10,6 +10,7 @@ from torch import nn
 from autocompress.core import digest
 from autocompress.evaluate import TaskLoss
 from autocompress.models.slopes import Slopes, collect_slopes
+from autocompress.search.memory import enough_memory
 from autocompress.search.probe import ErrorsOf, Probe, draws_of
 from autocompress.workflows.session import EXACT_DTYPE, Session
 
@@ -34,18 +35,20 @@ def search_probe(session: Session, module: nn.Module, *, empirical: bool = False
     def measure(n_errors: Mapping[str, int], errors: ErrorsOf) -> Slopes:
         about = f"{draws} x {split.n_tokens:,} search tokens"
         session.progress.step(f"Differentiating along every option on {about}")
-        return collect_slopes(
-            module,
-            session.base.layout,
-            session.task.curvature_batches(split, 1),
-            TaskLoss(session.task, empirical),
-            n_errors=n_errors,
-            errors=errors,
-            draws=draws,
-            seed=seed,
-            memory_budget_bytes=_budget(first.device),
-            progress=session.progress.advance,
-        )
+        need = "Differentiating takes the model, its activations, and errors of layers at once"
+        with enough_memory(session.settings.device, need):
+            return collect_slopes(
+                module,
+                session.base.layout,
+                session.task.curvature_batches(split, 1),
+                TaskLoss(session.task, empirical),
+                n_errors=n_errors,
+                errors=errors,
+                draws=draws,
+                seed=seed,
+                memory_budget_bytes=_budget(first.device),
+                progress=session.progress.advance,
+            )
 
     facts = [
         "slopes",

@@ -203,7 +203,7 @@ def run_search(
             _write(record, directory)  # by the one that holds the journal
             context = search_context(session, record)
             if hint := small_bank(space, context.bank.capacity_bytes):
-                shown.step(hint)
+                shown.say(hint)
             with closing(make_driver(settings, context)) as driver:
                 clock.hold(driver.n_gpus)
                 table = _table(sampler_class, session, context, driver, directory)
