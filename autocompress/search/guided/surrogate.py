@@ -29,7 +29,7 @@ _CONVERGED = 1e-3
 _FEWEST_FOR_NOISE = 4
 _SMALLEST_SHARE = 1e-12
 _NOISES = (0.02, 0.04, 0.08, 0.16, 0.32)
-_SCALES = (0.35, 0.7, 1.4, 2.8)
+_SCALES = (0.02, 0.06, 0.17, 0.35, 0.7, 1.4, 2.8)
 
 
 @dataclass(frozen=True, eq=False)
