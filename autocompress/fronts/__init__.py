@@ -2,10 +2,12 @@
 
 from autocompress.fronts.comparison import (
     Comparison,
-    Difference,
-    Verdict,
     against_baselines,
     comparison_summary,
+)
+from autocompress.fronts.difference import (
+    Difference,
+    Verdict,
     paired,
     paired_difference,
     unpaired,

@@ -1,84 +1,44 @@
-"""Whether a front beats what needs no search: each baseline against the best member that fits.
+"""Whether a front beats what needs no search: each baseline against a searched model that fits.
 
-The significance of a difference is judged one-sidedly at `CONFIDENT` standard errors. The member
-is the best of the front at no more bytes (at no more of each resource that the study optimized),
-chosen on the very tokens that judge it, so a gain of
-little more than that is optimistic.
+That model is the best of all that were measured and take no more, by the search tokens, so that
+the report tokens judge one which they did not choose: the best of several equal models on the very
+tokens that judge it looks significant several times as often as said. All baselines together are
+judged at 5 % (Holm), one-sided.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 from autocompress.core import DEFAULT_OBJECTIVES, STORAGE, Measurement, Objectives
 from autocompress.core.objectives import takes_no_more
+from autocompress.fronts.difference import Difference, Differences, Verdict, holm, unpaired
 from autocompress.fronts.entries import Member
 
-CONFIDENT = 1.645  # one-sided 5 % of the normal distribution
-
-
-class Verdict(StrEnum):
-    """How the best member at no more cost compares with a baseline."""
-
-    BETTER = "better"
-    TIE = "tie"
-    WORSE = "worse"
-    NONE = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A member minus a baseline, on the same tokens.
-
-    Attributes:
-        retained: difference of retained quality, positive where the member is better; its error
-            takes the two as independent, which overstates it.
-        damage: difference of damage per sequence, negative where the member is better, with the
-            error of the paired differences; None if the damages of sequences are not known.
-    """
-
-    retained: Measurement
-    damage: Measurement | None = None
-
-    @property
-    def verdict(self) -> Verdict:
-        """Better or worse only if the error bars and the retained quality agree; else a tie.
-
-        The paired damages judge significance where they are known, as they share the noise of the
-        tokens; retained quality gives the sign, as it is what the front is made of.
-        """
-        judged = self.retained if self.damage is None else self.damage
-        gain = judged.value if self.damage is None else -judged.value
-        margin = CONFIDENT * judged.standard_error
-        if gain > margin and self.retained.value > 0:
-            return Verdict.BETTER
-        if -gain > margin and self.retained.value < 0:
-            return Verdict.WORSE
-        return Verdict.TIE
-
-
-Differences = Callable[[Member, Member], Difference]
-"""From (member, baseline) to what separates them."""
+_SEARCH, _REPORT = "search", "report"
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A baseline against the best member of the front that takes no more of what is optimized.
+    """A baseline against a searched model that takes no more of what is optimized.
 
     Attributes:
         baseline: its name.
         verdict: ``none`` if no member fits or the baseline has no finite quality.
-        member: id of the member; empty if there is none.
+        member: id of the member of the front that was judged, or that takes no more and retains no
+            less than the model that was; empty if there is none.
         is_itself: True if the baseline is that member: every other one that fits is significantly
             worse, or none fits. The search then found nothing better there.
         bytes_saved: baseline minus member; below 0 only if bytes are not optimized.
-        difference: member minus baseline; None without a member.
-        saved: the same of each other optimized resource.
+        difference: the judged model minus the baseline; None without one.
+        saved: as `bytes_saved`, of each other optimized resource.
+        judged: id of the judged model where it is not the member.
+        chosen_on: tokens that chose the judged model: ``search``, or ``report`` where damages on
+            search tokens are not known, which flatters it.
     """
 
     baseline: str
@@ -88,6 +48,8 @@ class Comparison:
     bytes_saved: int = 0
     difference: Difference | None = None
     saved: Mapping[str, float] = field(default_factory=dict)
+    judged: str = ""
+    chosen_on: str = _REPORT
 
     def saving(self, resource: str) -> float:
         """Baseline minus member, of one optimized resource."""
@@ -101,16 +63,19 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """A JSON object; what does not apply is left out, what is not finite is null."""
         data: dict[str, Any] = {"baseline": self.baseline, "verdict": self.verdict.value}
-        if self.difference is None:
+        difference = self.difference
+        if difference is None:
             return data
-        data |= {"member": self.member, "bytes_saved": self.bytes_saved}
-        if self.saved:
-            data["saved"] = dict(self.saved)
-        if self.is_itself:
-            data["is_itself"] = True
-        data["retained_difference"] = _to_json(self.difference.retained)
-        if self.difference.damage is not None:
-            data["damage_difference_per_sequence"] = _to_json(self.difference.damage)
+        data |= {"member": self.member, "chosen_on": self.chosen_on}
+        data |= {"judged": self.judged} if self.judged else {}
+        data |= {"bytes_saved": self.bytes_saved}
+        data |= {"saved": dict(self.saved)} if self.saved else {}
+        data |= {"is_itself": True} if self.is_itself else {}
+        data["retained_difference"] = _to_json(difference.retained)
+        if difference.damage is not None:
+            data["damage_difference_per_sequence"] = _to_json(difference.damage)
+            data["sequences"] = difference.n_sequences
+        data["p_value"] = difference.p_value
         return data
 
     @classmethod
@@ -120,7 +85,9 @@ class Comparison:
         if "retained_difference" in data:
             damage = data.get("damage_difference_per_sequence")
             difference = Difference(
-                _from_json(data["retained_difference"]), _from_json(damage) if damage else None
+                _from_json(data["retained_difference"]),
+                _from_json(damage) if damage else None,
+                int(data.get("sequences", 0)),
             )
         return cls(
             baseline=str(data["baseline"]),
@@ -130,45 +97,9 @@ class Comparison:
             bytes_saved=int(data.get("bytes_saved", 0)),
             difference=difference,
             saved={name: float(value) for name, value in data.get("saved", {}).items()},
+            judged=str(data.get("judged", "")),
+            chosen_on=str(data.get("chosen_on", _REPORT)),
         )
-
-
-def unpaired(member: Member, baseline: Member) -> Difference:
-    """What separates two published entries, from their own error bars."""
-    if member.id == baseline.id:
-        return Difference(Measurement(0.0, 0.0))
-    one, other = member.quality, baseline.quality
-    error = math.hypot(one.standard_error, other.standard_error)
-    return Difference(Measurement(one.retained - other.retained, error))
-
-
-def paired(damages: Mapping[str, Sequence[float]]) -> Differences:
-    """Differences that know the damage of every sequence.
-
-    Args:
-        damages: by id of a member or baseline, the damage of each sequence (summed over its
-            tokens), in the same order for all. Of two that are not equally long, or shorter than
-            two sequences, the differences stay unpaired.
-    """
-
-    def between(member: Member, baseline: Member) -> Difference:
-        plain = unpaired(member, baseline)
-        one, other = damages.get(member.id, ()), damages.get(baseline.id, ())
-        if len(one) != len(other) or len(one) < 2 or member.id == baseline.id:
-            return plain
-        if not all(map(math.isfinite, (*one, *other))):
-            return plain
-        return Difference(plain.retained, paired_difference(one, other))
-
-    return between
-
-
-def paired_difference(new: Sequence[float], old: Sequence[float]) -> Measurement:
-    """Mean of new minus old, finite and in the same order, with the error of the differences."""
-    gaps = [a - b for a, b in zip(new, old, strict=True)]
-    if len(gaps) < 2:
-        return Measurement(sum(gaps), math.nan)
-    return Measurement(statistics.fmean(gaps), statistics.stdev(gaps) / math.sqrt(len(gaps)))
 
 
 def against_baselines(
@@ -176,20 +107,32 @@ def against_baselines(
     baselines: Iterable[Member],
     differences: Differences = unpaired,
     objectives: Objectives = DEFAULT_OBJECTIVES,
+    *,
+    candidates: Sequence[Member] = (),
+    searched: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[Comparison, ...]:
-    """Each baseline against the member of highest retained quality at no more cost.
+    """Each baseline against the model of least damage on search tokens at no more cost.
 
-    The baseline itself, where it is on the front, counts only if that member is significantly
-    worse or missing. If the front is that of candidates which hold the baselines, no verdict is
-    ``worse``: a baseline off the front is beaten in retained quality by a member that fits.
+    A model that the search tokens chose and the report tokens find worse gives way to the best of
+    the front that fits, which is then no more than a tie. The baseline itself, where it is on the
+    front, counts only if that is significantly worse too or missing. If the front is that of
+    candidates which hold the baselines, no verdict is ``worse``: a baseline off the front is beaten
+    in retained quality by a member that fits.
 
     Args:
         members: of the front.
         baselines: in any order, which the answer keeps.
-        differences: between a member and a baseline.
+        differences: between a model and a baseline.
         objectives: the costs that count, each of them.
+        candidates: all that was measured; empty for the members alone.
+        searched: damage on search tokens, by id. Models without do not stand against a baseline,
+            unless no model that fits has one: then the report tokens choose.
     """
-    return tuple(_against(members, baseline, differences, objectives) for baseline in baselines)
+    field_of = _Field(members, candidates or members, searched, objectives)
+    duels = [_duel(field_of, baseline, differences) for baseline in baselines]
+    chances = {d.baseline.name: d.judged.p_value for d in duels if d.judged}
+    significant = holm(chances)
+    return tuple(_compared(field_of, d, d.baseline.name in significant) for d in duels)
 
 
 def comparison_summary(
@@ -209,48 +152,126 @@ def comparison_summary(
         text += f"; the search found nothing else as good as {', '.join(alone)}"
     if failed:
         text += f"; it holds nothing as good as {', '.join(failed)}"
-    if any(c.difference is not None and c.difference.damage is not None for c in comparisons):
+    judged = [c for c in comparisons if c.difference is not None and not c.is_itself]
+    if any(c.difference and c.difference.damage is not None for c in judged):
         text += (
-            ". Verdicts are of the damage of each sequence, in pairs, at 5 % each; the "
-            "best that fits is chosen on the same tokens, which flatters it; the errors of Δ "
-            "retained take the two models as independent"
+            ". Verdicts are of the damage of each sequence, in pairs, at 5 % for all baselines "
+            "together; the errors of Δ retained take the two models as independent"
         )
+    if any(c.chosen_on == _REPORT for c in judged):
+        text += ". The best that fits is chosen on the same tokens, which flatters it"
     return text + "."
 
 
-def _against(
-    members: Sequence[Member],
-    baseline: Member,
-    differences: Differences,
-    objectives: Objectives,
-) -> Comparison:
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """Who may stand against a baseline."""
+
+    members: Sequence[Member]
+    candidates: Sequence[Member]
+    searched: Mapping[str, float]
+    objectives: Objectives
+
+    def fitting(self, models: Sequence[Member], baseline: Member) -> list[Member]:
+        """Models of known quality that take no more than a baseline, which is left out."""
+        costs = self.objectives.costs
+        limits = costs(baseline)
+        return [
+            m
+            for m in models
+            if math.isfinite(m.quality.retained)
+            and takes_no_more(costs(m), limits)
+            and m.id != baseline.id
+        ]
+
+    def best(self, models: Sequence[Member]) -> Member | None:
+        """By retained quality."""
+        costs = self.objectives.costs
+        return min(models, key=lambda m: (-m.quality.retained, costs(m), m.id), default=None)
+
+    def chosen(self, baseline: Member) -> tuple[Member | None, str]:
+        """The model that is judged, and the tokens that chose it."""
+        damages = self.searched
+        fitting = self.fitting(self.candidates, baseline)
+        known = [m for m in fitting if math.isfinite(damages.get(m.id, math.nan))]
+        if known:
+            return min(known, key=lambda m: (damages[m.id], m.id)), _SEARCH
+        return self.best(self.fitting(self.members, baseline)), _REPORT
+
+    def standing_for(self, model: Member, baseline: Member) -> Member:
+        """The model if it is on the front, else a member that beats it, best not the baseline."""
+        if any(m.id == model.id for m in self.members):
+            return model
+        costs = self.objectives.costs
+        above = [
+            m
+            for m in self.members
+            if takes_no_more(costs(m), costs(model))
+            and m.quality.retained >= model.quality.retained
+        ]
+        return self.best([m for m in above if m.id != baseline.id]) or self.best(above) or model
+
+
+@dataclass(frozen=True, slots=True)
+class _Duel:
+    """A baseline and what stands against it.
+
+    Attributes:
+        baseline: of finite quality, if there is anything to compare.
+        model: that is judged; None if none fits.
+        chosen_on: tokens that chose it.
+        judged: it minus the baseline.
+        fallback: the best of the front that fits, minus the baseline, where the judged model is
+            worse.
+        itself: the baseline as a member of the front.
+    """
+
+    baseline: Member
+    model: Member | None = None
+    chosen_on: str = _REPORT
+    judged: Difference | None = None
+    fallback: tuple[Member, Difference] | None = None
+    itself: Member | None = None
+
+
+def _duel(field_of: _Field, baseline: Member, differences: Differences) -> _Duel:
     if not math.isfinite(baseline.quality.retained):
-        return Comparison(baseline.name, Verdict.NONE)
-    costs = objectives.costs
-    limits = costs(baseline)
-    fitting = [
-        m for m in members if math.isfinite(m.quality.retained) and takes_no_more(costs(m), limits)
-    ]
-    itself = next((m for m in fitting if m.id == baseline.id), None)
-    others = [m for m in fitting if m.id != baseline.id]
-    best = min(others, key=lambda m: (-m.quality.retained, costs(m), m.id), default=None)
-    verdict = differences(best, baseline).verdict if best else Verdict.NONE
-    if itself is not None and verdict in (Verdict.WORSE, Verdict.NONE):
-        best, verdict = itself, Verdict.TIE
-    if best is None:
-        return Comparison(baseline.name, Verdict.NONE)
+        return _Duel(baseline)
+    itself = next((m for m in field_of.members if m.id == baseline.id), None)
+    model, chosen_on = field_of.chosen(baseline)
+    if model is None:
+        return _Duel(baseline, itself=itself)
+    judged = differences(model, baseline)
+    best = field_of.best(field_of.fitting(field_of.members, baseline))
+    worse = judged.verdict is Verdict.WORSE
+    fallback = (best, differences(best, baseline)) if best and worse else None
+    return _Duel(baseline, model, chosen_on, judged, fallback, itself)
+
+
+def _compared(field_of: _Field, duel: _Duel, is_significant: bool) -> Comparison:
+    """The verdict of one baseline, its significance beside the others known."""
+    model, judged = duel.model, duel.judged
+    if duel.fallback is not None:
+        model, judged = duel.fallback
+    is_worse = judged is not None and judged.verdict is Verdict.WORSE
+    verdict = Verdict.BETTER if is_significant else Verdict.WORSE if is_worse else Verdict.TIE
+    if duel.itself is not None and (model is None or verdict is Verdict.WORSE):
+        model, judged, verdict = duel.itself, unpaired(duel.itself, duel.itself), Verdict.TIE
+    if model is None or judged is None:
+        return Comparison(duel.baseline.name, Verdict.NONE)
+    member = field_of.standing_for(model, duel.baseline)
+    costs, objectives = field_of.objectives.costs, field_of.objectives
+    amounts = zip(objectives.resources, costs(member), costs(duel.baseline), strict=True)
     return Comparison(
-        baseline=baseline.name,
+        baseline=duel.baseline.name,
         verdict=verdict,
-        member=best.id,
-        is_itself=best is itself,
-        bytes_saved=baseline.storage_bytes - best.storage_bytes,
-        difference=differences(best, baseline),
-        saved={
-            name: most - own
-            for name, own, most in zip(objectives.resources, costs(best), limits, strict=True)
-            if name != STORAGE
-        },
+        member=member.id,
+        is_itself=member.id == duel.baseline.id,
+        bytes_saved=duel.baseline.storage_bytes - member.storage_bytes,
+        difference=judged,
+        saved={name: most - own for name, own, most in amounts if name != STORAGE},
+        judged="" if model.id == member.id else model.id,
+        chosen_on=_REPORT if duel.fallback is not None else duel.chosen_on,
     )
 
 

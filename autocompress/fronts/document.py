@@ -7,17 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from autocompress.core import DEFAULT_OBJECTIVES, Objectives
 from autocompress.core.errors import NoAnswerError, RunDirectoryError, nearest
 from autocompress.core.files import write_atomically
-from autocompress.fronts.comparison import (
-    Comparison,
-    Differences,
-    against_baselines,
-    unpaired,
-)
+from autocompress.fronts.comparison import Comparison, against_baselines
+from autocompress.fronts.difference import Differences, unpaired
 from autocompress.fronts.entries import (
     BaseEntry,
     BudgetSpent,
@@ -67,7 +64,7 @@ class FrontDocument:
             resource at once; least of the main resource first.
         reference_point: corner of the hypervolume's box.
         hypervolume: of the members; see `relative_hypervolume`.
-        comparisons: of each baseline with the best member at no more of each optimized resource;
+        comparisons: of each baseline with a searched model at no more of each optimized resource;
             empty in files of versions that did not compare.
         objectives: what the front is over; quality and bytes in files that do not say.
     """
@@ -92,6 +89,7 @@ class FrontDocument:
         *,
         differences: Differences = unpaired,
         objectives: Objectives = DEFAULT_OBJECTIVES,
+        searched: Mapping[str, float] = MappingProxyType({}),
     ) -> FrontDocument:
         """The front of everything that was measured, with its knee and hypervolume.
 
@@ -104,6 +102,7 @@ class FrontDocument:
             reference_point: by default a model that retains nothing at the costs of the base.
             differences: what separates a member from a baseline; see `paired`.
             objectives: what the front is over.
+            searched: damage on search tokens by id, which chooses what baselines are compared with.
         """
         named = tuple(baselines)
         distinct = {m.id: m for m in reversed((*candidates, *named))}
@@ -120,7 +119,14 @@ class FrontDocument:
             hypervolume=relative_hypervolume(
                 ((m.quality.retained, *costs(m)) for m in front), costs(base), corner
             ),
-            comparisons=against_baselines(members, named, differences, objectives),
+            comparisons=against_baselines(
+                members,
+                named,
+                differences,
+                objectives,
+                candidates=tuple(distinct.values()),
+                searched=searched,
+            ),
             objectives=objectives,
         )
 

@@ -232,10 +232,10 @@ def _facts(rows: Mapping[str, str], header: tuple[str, str] | None = None) -> Ta
 
 
 def _comparisons(document: FrontDocument) -> list[RenderableType]:
-    """Each baseline against the best member at no more cost, and a line that sums up."""
+    """Each baseline against a searched model at no more cost, and a line that sums up."""
     main = document.objectives.main
     names = {m.id: m.name or m.id[:8] for m in document.members}
-    table = _table("baseline", "best that fits", "saves", "Δ retained", "verdict")
+    table = _table("baseline", "searched", "saves", "Δ retained", "verdict")
     for compared in document.comparisons:
         difference = compared.difference
         if difference is None:

@@ -35,11 +35,16 @@ from autocompress.methods import footprint
 from autocompress.objectives import CostEfficiency
 from autocompress.report.layers import layer_bits
 from autocompress.search import TrialContext
-from autocompress.search.journal import read_journal
+from autocompress.search.journal import JOURNAL_FILE, read_journal
 from autocompress.search.run_trial import run_trial
 from autocompress.workflows.contexts import report_context, search_context
 from autocompress.workflows.export import require_same_model
-from autocompress.workflows.publish import REPORT_JOURNAL
+from autocompress.workflows.publish import (
+    REPORT_JOURNAL,
+    measured_members,
+    search_damages,
+    with_finalized,
+)
 from autocompress.workflows.rebuild import (
     BLOCK_STEPS,
     Recipe,
@@ -250,16 +255,20 @@ def _replace(case: _Case, pair: _Pair, finalized: Finalized) -> Finalization:
     session.progress.step("Measuring on report tokens")
     result = _measured(report_context(session, case.record), pair.rebuilt, pair.rebuilt_bank)
     rebuilt = _rebuilt_member(document, member, _metrics(result), pair, finalized)
-    others = [m for m in document.members if m.id != member.id]
-    damages = _damages(directory) | {rebuilt.id: result.damages}
+    measured = read_journal(directory / REPORT_JOURNAL).results
+    off_front = measured_members(session.cost, measured, document.base.resources)
+    earlier = [m for m in document.members if m.finalized]
+    candidates = with_finalized([*document.members, *off_front], [rebuilt, *earlier])
+    damages = {r.request.allocation.digest: r.damages for r in measured}
     changed = FrontDocument.of(
         study=document.study,
         base=document.base,
         baselines=document.baselines,
-        candidates=[*others, rebuilt],
+        candidates=candidates,
         reference_point=document.reference_point,
-        differences=paired(damages),
+        differences=paired(damages | {rebuilt.id: result.damages}),
         objectives=document.objectives,
+        searched=search_damages(read_journal(directory / JOURNAL_FILE).results, candidates),
     )
     kept = next((m for m in changed.members if m.id == rebuilt.id), None)
     if kept is None:
@@ -299,12 +308,6 @@ def _with_layer_bits(document: FrontDocument, session: Session) -> FrontDocument
     bits = layer_bits(layers, list(shown.values()), footprint)
     details = {**document.study.details, "layer_bits": bits}
     return replace(document, study=replace(document.study, details=details))
-
-
-def _damages(directory: Path) -> dict[str, tuple[float, ...]]:
-    """Damage of every report sequence, by id, as far as the run has kept them."""
-    results = read_journal(directory / REPORT_JOURNAL).results
-    return {result.request.allocation.digest: result.damages for result in results}
 
 
 def _metrics(result: TrialResult) -> Metrics:

@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from autocompress.core import DEFAULT_OBJECTIVES, Metrics, Objectives, TrialRequest, TrialResult
+from autocompress.core import (
+    DEFAULT_OBJECTIVES,
+    STORAGE,
+    Metrics,
+    Objectives,
+    Resources,
+    TrialRequest,
+    TrialResult,
+)
 from autocompress.core.errors import RunDirectoryError, TrialError
 from autocompress.cost import CostModel
 from autocompress.fronts import (
@@ -127,9 +135,19 @@ def front_document(
     record: StudyRecord,
     measured: Sequence[TrialResult],
     spent: Spent,
+    *,
+    searched: Mapping[str, float],
     finalized: Sequence[Member] = (),
 ) -> FrontDocument:
     """The front of what was measured on report tokens, and of what was finalized before.
+
+    Args:
+        session: of the run.
+        record: of the run.
+        measured: on report tokens.
+        spent: by the search.
+        searched: damage on search tokens by id, see `search_damages`.
+        finalized: members of an earlier front of the run.
 
     Raises:
         TrialError: the base model is not among the measured.
@@ -140,22 +158,41 @@ def front_document(
     base = _metrics(by_name[BASE_NAME])
     if session.is_rotated:
         base = replace(base, resources=session.given_resources)
-    efficiency = CostEfficiency()
-    cost = session.cost
-    members = [
-        _member(r, base, cost, efficiency)
-        for r in measured
-        if r.is_complete and r.request.baseline_name != BASE_NAME
-    ]
+    members = measured_members(session.cost, measured, base.resources)
     candidates = with_finalized(members, finalized)
     return FrontDocument.of(
-        study=_summary(session, record, spent, efficiency, [*members, *finalized]),
+        study=_summary(session, record, spent, [*members, *finalized]),
         base=BaseEntry(base.storage_bytes, MemberQuality.of(base.quality), base.resources),
         baselines=[m for m in members if m.name],
         candidates=candidates,
         differences=paired({r.request.allocation.digest: r.damages for r in measured}),
         objectives=session.settings.objectives,
+        searched=searched,
     )
+
+
+def search_damages(
+    results: Sequence[TrialResult], finalized: Sequence[Member] = ()
+) -> dict[str, float]:
+    """Damage on search tokens by id, of trials and of what was finalized."""
+    found = {
+        r.request.allocation.digest: _metrics(r).quality.damage.value
+        for r in results
+        if r.is_complete
+    }
+    rebuilt = {m.id: m.finalized.rebuilt_damage.value for m in finalized if m.finalized}
+    return found | rebuilt
+
+
+def measured_members(
+    cost: CostModel, measured: Sequence[TrialResult], base: Resources
+) -> list[Member]:
+    """Everything that was measured but the base model, relative to its resources."""
+    return [
+        _member(r, base, cost)
+        for r in measured
+        if r.is_complete and r.request.baseline_name != BASE_NAME
+    ]
 
 
 def _without_base(failed: TrialResult | None) -> TrialError:
@@ -166,21 +203,17 @@ def _without_base(failed: TrialResult | None) -> TrialError:
     )
 
 
-def _member(
-    result: TrialResult, base: Metrics, cost: CostModel, efficiency: CostEfficiency
-) -> Member:
+def _member(result: TrialResult, base: Resources, cost: CostModel) -> Member:
     metrics = _metrics(result)
     request = result.request
     return Member(
         id=request.allocation.digest,
         bits_per_weight=cost.bits_per_weight(request.allocation),
         storage_bytes=metrics.storage_bytes,
-        size_reduction=base.storage_bytes / metrics.storage_bytes,
+        size_reduction=base[STORAGE].value / metrics.storage_bytes,
         quality=MemberQuality.of(metrics.quality),
         resources=metrics.resources,
-        cost_efficiency=efficiency.score(
-            metrics.quality.retained, metrics.resources, base.resources
-        ),
+        cost_efficiency=CostEfficiency().score(metrics.quality.retained, metrics.resources, base),
         allocation=request.allocation.to_json(),
         name=request.baseline_name or "",
         source=request.source,
@@ -191,7 +224,6 @@ def _summary(
     session: Session,
     record: StudyRecord,
     spent: Spent,
-    efficiency: CostEfficiency,
     members: Sequence[Member],
 ) -> StudySummary:
     settings = session.settings
@@ -214,7 +246,7 @@ def _summary(
         "device_profile": settings.device_profile,
         "rotation": settings.rotate,
         "model_digest": session.base.digest,
-        "cost_efficiency": efficiency.to_json(),
+        "cost_efficiency": CostEfficiency().to_json(),
         "layer_bits": _layer_bits(session, members),
     }
     return StudySummary(

@@ -47,6 +47,7 @@ from autocompress.workflows.publish import (
     finalized_members,
     front_document,
     measure_on_report_tokens,
+    search_damages,
     shortlist,
 )
 from autocompress.workflows.reach import few_tokens
@@ -258,7 +259,11 @@ def _publish(
         measured, in_part = measure_on_report_tokens(requests, driver, to, session.progress)
     if in_part:
         session.progress.step(IN_PART)
-    document = front_document(session, record, measured, spent, finalized_members(to))
+    finalized = finalized_members(to)
+    document = front_document(
+        session, record, measured, spent,
+        searched=search_damages(results, finalized), finalized=finalized,
+    )  # fmt: skip
     document.write(to)
     write_provenance(to, _facts(session, record))
     write_report(to)

@@ -301,7 +301,7 @@ def test_a_page_is_about_what_was_optimized(document, trials, optimize):
     main = changed.objectives.main
     axis = "bytes" if main == "storage_bytes" else main
     assert json.loads(page.data)["optimized"][0] == axis
-    assert f"best member at no more {changed.objectives.words}" in page.text
+    assert f"searched, at no more {changed.objectives.words}" in page.text
     assert f"1× base {changed.objectives.words.split(' ')[0]}" in page.text
     assert page.text.count("saves") == len(changed.objectives.resources)
     assert lede(changed).count("from ") == len(changed.objectives.resources)
