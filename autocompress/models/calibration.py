@@ -22,6 +22,7 @@ from autocompress.models.layout import ModelLayout
 
 _log = logging.getLogger(__name__)
 
+_NAMED = 3
 _ACCUMULATOR_BYTES = 8  # sums over batches are kept in float64
 
 Batch = Mapping[str, Tensor]
@@ -201,6 +202,13 @@ class TensorFiles:
             self.warn_damaged(path, error)
             return None
         return header if header.get("format") == self.file_format else None
+
+
+def layers_in_words(names: Sequence[str]) -> str:
+    """At least one name, the first few of many: a mixture has thousands of experts."""
+    shown = ", ".join(map(repr, names[:_NAMED]))
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"layer{'s' if len(names) > 1 else ''} {shown}{more}"
 
 
 def second_moment(rows: Tensor) -> Tensor:

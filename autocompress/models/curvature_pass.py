@@ -22,6 +22,7 @@ from autocompress.core.errors import ModelError
 from autocompress.models.calibration import (
     Batch,
     LayerInput,
+    layers_in_words,
     second_moment,
     sequence_rows,
     wanted_inputs,
@@ -98,6 +99,7 @@ def collect_curvature(
         parts = [[]]
     masks = TokenMasks(encoder_prefix(module))
     done, total = 0, len(parts) * len(batches)
+    unreached: list[str] = []
     for part in parts:
         observer = _Observer(module, layout, part, tables, masks=masks, coupled=coupled)
         for index, batch in enumerate(batches):
@@ -106,8 +108,13 @@ def collect_curvature(
             done += 1
             if progress is not None:
                 progress(done, total)
-        observer.write(store)
+        unreached += observer.write(store)
         tables = []
+    if unreached:
+        _log.warning(
+            "No gradient reached %s in calibration: errors there count as harmless.",
+            layers_in_words(unreached),
+        )
 
 
 def holds_curvature(
@@ -183,11 +190,17 @@ class _Observer:
         for watched in self._inputs:
             watched.end_batch()
 
-    def write(self, store: CurvatureStore) -> None:
+    def write(self, store: CurvatureStore) -> list[str]:
+        """Names of the inputs that no gradient reached."""
+        unreached = []
         for watched in self._inputs:
-            store.put(watched.item.name, watched.result(self._n_units))
+            found = watched.result(self._n_units)
+            store.put(watched.item.name, found)
+            if found.hessian is None:
+                unreached.append(watched.item.name)
         for table in self._tables:
             store.put_lookup(table.layer, table.result(self._n_units))
+        return unreached
 
 
 def _n_sequences(inputs: Batch) -> int:
@@ -247,11 +260,6 @@ class _WatchedInput:
         total = float(energies.double().sum())
         hessian = None if total == 0 else (self._weighted / total).float().cpu()
         statistics = None if total == 0 else (self._statistics / self._weight).float().cpu()
-        if hessian is None:
-            _log.warning(
-                "No gradient reached layer %r in calibration: errors in it count as harmless.",
-                self.item.name,
-            )
         # of a coupled sequence, `take` gives the trace of f_r H
         scale = n_units * (float(self._weighted.trace()) / total if self._coupled and total else 1)
         nothing = torch.zeros(())

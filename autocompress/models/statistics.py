@@ -25,6 +25,7 @@ from autocompress.models.calibration import (
     Batch,
     LayerInput,
     TensorFiles,
+    layers_in_words,
     second_moment,
     token_rows,
     wanted_inputs,
@@ -138,6 +139,7 @@ def collect_statistics(
     parts = list(windows(missing, memory_budget_bytes))
     masks = TokenMasks(encoder_prefix(module))
     done, total = 0, len(parts) * len(batches)
+    unreached: list[str] = []
     for window in parts:
         sums = {item.name: _Accumulator(item) for item in window}
         for batch in batches:
@@ -146,7 +148,14 @@ def collect_statistics(
             if progress is not None:
                 progress(done, total)
         for name, accumulator in sums.items():
-            store.put(name, *accumulator.result())
+            hessian, n_tokens = accumulator.result()
+            store.put(name, hessian, n_tokens)
+            if hessian is None:
+                unreached.append(name)
+    if unreached:
+        _log.warning(
+            "No token reached %s in calibration: no statistics there.", layers_in_words(unreached)
+        )
 
 
 class _Accumulator:
@@ -168,9 +177,6 @@ class _Accumulator:
     def result(self) -> tuple[Tensor | None, int]:
         """``H`` (d, d) float32 on the CPU and the number of tokens; None and 0 if never seen."""
         if self._sum is None or self._n_tokens == 0:
-            _log.warning(
-                "No token reached layer %r in calibration; it has no statistics.", self.item.name
-            )
             return None, 0
         hessian = (self._sum / self._n_tokens).to(torch.float32).cpu()
         if not torch.isfinite(hessian).all():

@@ -198,6 +198,31 @@ def test_an_expert_that_saw_fewer_tokens_has_more_of_a_ridge_and_one_of_none_is_
     assert found.notes == ("gptq rounded to nearest: the layer has no calibration statistics",)
 
 
+def test_experts_that_nothing_reaches_are_named_in_one_warning(tmp_path, caplog):
+    """However small the windows are: of a real mixture there may be thousands."""
+    model, batches = tiny_model("mixtral"), tiny_batches("mixtral", padded=False)
+    with torch.no_grad():
+        for block in model.model.layers:  # equal scores: all tokens go to the same two experts
+            block.mlp.gate.weight.zero_()
+    layout = describe(model)
+    counts = count_routed(model, layout, batches)
+    first, second, third, *others = [name for name, count in counts.items() if not count]
+    assert len(others) == 5
+    where = f"layers {first!r}, {second!r}, {third!r} and 5 more"
+
+    def loss(module, batch, _):
+        return module(input_ids=batch["input_ids"]).logits.square().sum(), len(batch["input_ids"])
+
+    curvature, statistics = CurvatureStore(tmp_path / "c"), StatisticsStore(tmp_path / "s")
+    collect_curvature(model, layout, batches, loss, curvature, memory_budget_bytes=1)
+    collect_statistics(model, layout, batches, statistics, memory_budget_bytes=1)
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
+        f"No gradient reached {where} in calibration: errors there count as harmless.",
+        f"No token reached {where} in calibration: no statistics there.",
+    ]
+
+
 def test_curvature_of_an_expert_adds_up_over_the_tokens_of_a_sequence(tmp_path):
     model = tiny_model("mixtral").double()
     batch = tiny_batches("mixtral", n_batches=1, padded=False)[0]
