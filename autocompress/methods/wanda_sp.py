@@ -3,7 +3,8 @@
 The score of Wanda (Sun et al. 2024, arXiv 2306.11695, equation 1) summed over a structure, which An
 et al. 2024 (FLAP, arXiv 2312.11983) compare with as Wanda-SP: here ``sum_j H_jj |W_:j|^2`` over the
 columns of a unit, what the outputs lose if the inputs are uncorrelated. FLAP itself scores the
-variance of an input and adds what its mean put out to a bias; statistics here hold no means.
+variance of an input and adds what its mean put out to a bias: better than this, but not beside the
+refit of `ziplm` (`benchmarks/bias_compensation.py`), so statistics here hold no means.
 """
 
 from __future__ import annotations
