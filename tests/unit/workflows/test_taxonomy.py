@@ -25,7 +25,10 @@ learned clipping; distillation of the quantized model; noise on a part of the we
 scales and zero points only; low-rank plus quantized start; adapters on quantized weights;
 magnitude; weight times input; second order with compensation; empirical Fisher in blocks;
 N of M patterns; first order and movement; regularization; mask refinement without training;
-sparsity per layer; neurons and heads; hidden width; depth; tokens at run time;
+sparsity per layer; neurons and heads; biases for removed units; hidden width; depth;
+repair of dropped blocks; tokens at run time; contextual sparsity;
+binary with salient weights apart; pretraining in few bits; differences to a base model;
+experts of one basis; experts skipped at run time; offloading;
 plain decomposition; scaled by activations; whitened by activations; low-rank correction;
 pairs of matrices; Kronecker and tensor forms; shared basis; tied layers with corrections;
 exact tying; packed bits; entropy coding; auto-encoders of weights; logits; features; relations;
@@ -48,7 +51,10 @@ When Ensembling Smaller Models is More Efficient; Train Large Then Compress; GPT
 SignRound; NF4; SqueezeLLM; LUT-GEMM; LLM.int8; RPTQ; MoFQ; SmoothQuant; Outlier Suppression;
 OmniQuant; QLLM; LLM-QAT; QLoRA; LoftQ; QA-LoRA; INT2.1; PEQA; AlphaTuning; OWL; DSnoT; HQQ; iPQ;
 MXFP4; NVFP4; FP8; QuaRot; SpinQuant; Wanda; SparseGPT; FLAP; SliceGPT; ZipLM; ShortGPT; SLEB;
-SVD-LLM; ASVD; EoRA; LQ-LoRA; Basis Sharing; HAWQ-V2; EvoPress; AMQ
+SVD-LLM; ASVD; EoRA; LQ-LoRA; Basis Sharing; HAWQ-V2; EvoPress; AMQ; LLM-Pruner; Wanda-SP;
+LLM Surgeon; Shortened LLaMA; LaCo; LLM-Streamline; Deja Vu; PowerInfer; TEAL; PB-LLM; BiLLM;
+BitNet; AQLM; QuIP#; QTIP; SpQR; KIVI; StreamingLLM; Minitron; Sheared LLaMA; MatFormer; MC-SMoE;
+REAP; QMoE; MoQE; D²-MoE; BitDelta; ToMe; RIA; ALPS; FlexGen
 """
 
 
