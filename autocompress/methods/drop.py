@@ -7,8 +7,10 @@ Sieberling et al. 2024, arXiv 2410.14649): biases stay. Layers that are dropped 
 Of an expert it prunes the expert (Lu et al. 2024, arXiv 2402.14800; REAP, Lasby et al. 2025, arXiv
 2510.13999). Those rank experts and take the row of a dropped one out of the router; here the
 predicted damage ranks them, and the router stays as it is, because each architecture's computes its
-choice inside. A token that is sent to a dropped expert gets what its other experts put out, each
-with the share that the router gave it: exactly what a matrix of zeros computes, in every format.
+choice inside, and because a shorter one wins nothing where experts of all blocks compete
+(`benchmarks/mixture.py`). A token that is sent to a dropped expert gets what its other experts put
+out, each with the share that the router gave it: exactly what a matrix of zeros computes, in every
+format.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ N of M patterns; first order and movement; regularization; mask refinement witho
 sparsity per layer; neurons and heads; biases for removed units; hidden width; depth;
 repair of dropped blocks; tokens at run time; contextual sparsity;
 binary with salient weights apart; pretraining in few bits; differences to a base model;
-experts of one basis; experts skipped at run time; offloading;
+routers over fewer experts; experts of one basis; experts skipped at run time; offloading;
 plain decomposition; scaled by activations; whitened by activations; low-rank correction;
 pairs of matrices; Kronecker and tensor forms; shared basis; tied layers with corrections;
 exact tying; packed bits; entropy coding; auto-encoders of weights; logits; features; relations;
@@ -54,7 +54,7 @@ MXFP4; NVFP4; FP8; QuaRot; SpinQuant; Wanda; SparseGPT; FLAP; SliceGPT; ZipLM; S
 SVD-LLM; ASVD; EoRA; LQ-LoRA; Basis Sharing; HAWQ-V2; EvoPress; AMQ; LLM-Pruner; Wanda-SP;
 LLM Surgeon; Shortened LLaMA; LaCo; LLM-Streamline; Deja Vu; PowerInfer; TEAL; PB-LLM; BiLLM;
 BitNet; AQLM; QuIP#; QTIP; SpQR; KIVI; StreamingLLM; Minitron; Sheared LLaMA; MatFormer; MC-SMoE;
-REAP; QMoE; MoQE; D²-MoE; BitDelta; ToMe; RIA; ALPS; FlexGen
+REAP; Not All Experts are Equal; QMoE; MoQE; D²-MoE; BitDelta; ToMe; RIA; ALPS; FlexGen
 """
 
 
