@@ -85,4 +85,4 @@ def test_a_base_that_failed_in_the_search_is_tried_again():
 )
 def test_a_front_without_its_base_says_why_and_what_helps(measured, how):
     with pytest.raises(TrialError, match=how):
-        front_document(None, None, measured, Spent())
+        front_document(None, None, measured, Spent(), searched={})
