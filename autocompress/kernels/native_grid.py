@@ -1,13 +1,16 @@
 """Integer grids multiplied as they are stored, by C that is compiled here.
 
 ``native`` multiplies few tokens by the packed codes themselves; nothing is repacked, so nothing is
-held beside the file. ``native_tiles`` decodes slices of rows for a dense product, for many tokens.
-Inputs, sums and scales are float32; entries are exactly those that the reference decodes.
+held beside the file. ``native_tiles`` decodes slices of rows for a dense product, for many tokens;
+``native_panels`` decodes them into the caches for a product of its own, with AVX-512 BF16.
+Inputs, sums and scales are float32; entries are exactly those that the reference decodes, rounded
+where the product is in bfloat16.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,7 +28,7 @@ from autocompress.kernels.base import (
     tensor_bytes,
 )
 from autocompress.kernels.integer import grid_options
-from autocompress.kernels.native.build import library, missing
+from autocompress.kernels.native.build import has_panels, library, missing
 from autocompress.methods.packing import unpack
 
 _CHUNK = 8  # codes that the C reads at a time
@@ -110,14 +113,7 @@ class Native(_Native):
 
     def multiply(self, rows: Tensor, state: StoredGrid) -> Tensor:
         """See `Kernel.multiply`."""
-        rows = rows.float().contiguous()
-        n = len(rows)
-        found = rows.new_empty(n, state.shape[0])
-        if state.functions.grid_product(
-            *state.described, rows.data_ptr(), n, found.data_ptr(), torch.get_num_threads()
-        ):
-            raise MemoryError(f"There is no memory for sums of {n} tokens.")
-        return found
+        return _product(state.functions.grid_product, rows, state)
 
 
 class NativeTiles(_Native):
@@ -146,5 +142,38 @@ class NativeTiles(_Native):
         return found
 
 
-for _kernel in (Native(), NativeTiles()):
+class NativePanels(_Native):
+    """Tiles of rows are decoded to bfloat16 once and meet all tokens while they are in a cache."""
+
+    name = "native_panels"
+
+    def tolerance(self, dtype: torch.dtype, device: torch.device) -> float:  # noqa: ARG002
+        """See `Kernel.tolerance`: inputs and weights are rounded to bfloat16, sums are float32."""
+        return rounding(torch.bfloat16, torch.bfloat16, dtype)
+
+    def refuses(self, matrix: Matrix) -> str:
+        """See `Kernel.refuses`."""
+        reason = super().refuses(matrix)
+        if reason:
+            return reason
+        if matrix.dtype == torch.float16:
+            return "multiplies in bfloat16, which is coarser than float16"
+        return "" if has_panels(library()) else "needs a CPU with AVX-512 BF16"
+
+    def multiply(self, rows: Tensor, state: StoredGrid) -> Tensor:
+        """See `Kernel.multiply`."""
+        return _product(state.functions.grid_panels, rows, state)
+
+
+def _product(function: Callable[..., int], rows: Tensor, state: StoredGrid) -> Tensor:
+    """Rows (n, d) to (n, o) float32, by C that takes float32."""
+    rows = rows.float().contiguous()
+    n = len(rows)
+    found = rows.new_empty(n, state.shape[0])
+    if function(*state.described, rows.data_ptr(), n, found.data_ptr(), torch.get_num_threads()):
+        raise MemoryError(f"There is no memory for a product of {n} tokens.")
+    return found
+
+
+for _kernel in (Native(), NativeTiles(), NativePanels()):
     add(_kernel)

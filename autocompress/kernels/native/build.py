@@ -26,7 +26,9 @@ from autocompress.kernels.table import cache_directory
 
 _logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).parent / "grid.c"
+_FOLDER = Path(__file__).parent
+SOURCES = (_FOLDER / "grid.c", _FOLDER / "panels.c")
+_READ = (_FOLDER / "grid.h", *SOURCES)
 SWITCH = "AUTOCOMPRESS_NATIVE"
 _COMPILERS = ("cc", "gcc", "clang")
 _COMMON = ("-O3", "-std=c11", "-shared", "-fPIC")
@@ -41,10 +43,12 @@ _SECONDS = 120
 
 _POINTER, _COUNT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _GRID = (_POINTER, _POINTER, _POINTER, _COUNT, _COUNT, _COUNT, _INT)
+_PRODUCT = (*_GRID, _POINTER, _COUNT, _POINTER, _INT)
 _ARGUMENTS = {
-    "grid_product": (*_GRID, _POINTER, _COUNT, _POINTER, _INT),
+    "grid_product": _PRODUCT,
     "grid_values": (*_GRID, _COUNT, _COUNT, _POINTER, _INT),
 }
+_PANELS = "grid_panels"  # compiled for processors with AVX-512 BF16 only
 
 
 class NativeError(Exception):
@@ -99,7 +103,7 @@ def kept(compiler: str, folder: Path) -> Path:
         NativeError: they cannot be compiled, or kept.
     """
     isa = torch.backends.cpu.get_cpu_capability()
-    about = [SOURCE.read_text(encoding="utf-8"), FLAGS, compiler, _version(compiler)]
+    about = [*(path.read_text("utf-8") for path in _READ), FLAGS, compiler, _version(compiler)]
     path = folder / f"{digest([*about, cpu_model(), isa, platform.platform()])}.so"
     if not path.exists():
         try:
@@ -122,7 +126,7 @@ def compiled(
     """
     out, said = folder / "grid.so", ""
     for some in flags:
-        command = [compiler, *_COMMON, *some, *more, str(SOURCE), "-o", str(out)]
+        command = [compiler, *_COMMON, *some, *more, *map(str, SOURCES), "-o", str(out)]
         try:
             ended = subprocess.run(
                 command, capture_output=True, text=True, timeout=_SECONDS, check=False
@@ -133,7 +137,8 @@ def compiled(
         if ended.returncode == 0:
             return out
         said = said or ended.stderr.strip()
-    raise NativeError(f"{compiler} does not compile {SOURCE.name}: {said[-500:]}")
+    names = ", ".join(path.name for path in SOURCES)
+    raise NativeError(f"{compiler} does not compile {names}: {said[-500:]}")
 
 
 def load(path: Path) -> ctypes.CDLL:
@@ -146,9 +151,16 @@ def load(path: Path) -> ctypes.CDLL:
         found = ctypes.CDLL(str(path))
         for name, arguments in _ARGUMENTS.items():
             getattr(found, name).argtypes = arguments
+        if has_panels(found):
+            getattr(found, _PANELS).argtypes = _PRODUCT
     except (OSError, AttributeError) as error:
         raise NativeError(f"{path} cannot be loaded: {error}") from error
     return found
+
+
+def has_panels(functions: ctypes.CDLL) -> bool:
+    """True if the products of many tokens in bfloat16 were compiled."""
+    return hasattr(functions, _PANELS)
 
 
 def _version(compiler: str) -> str:

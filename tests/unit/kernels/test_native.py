@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from autocompress.core import Scheme
-from autocompress.kernels import KERNELS, Runner, refusals
+from autocompress.kernels import KERNELS, Runner, native_grid, refusals
 from autocompress.kernels.native import build
 from autocompress.methods import LayerStatistics, compress
 
@@ -69,6 +69,63 @@ def test_products_and_entries_are_those_of_the_decoded_matrix(scheme: str, funct
         assert torch.equal(part, entries[9:])
 
 
+@pytest.fixture
+def panels() -> object:
+    """The C of this processor, if it has products in bfloat16."""
+    if build.missing() or not build.has_panels(build.library()):
+        pytest.skip("needs a compiler and AVX-512 BF16")
+    return build.library()
+
+
+PANEL_SCHEMES = (
+    *(f"rtn(bits={bits},group_size=32)" for bits in range(2, 9)),
+    *(f"rtn(bits={bits},group_size=24,symmetric=false)" for bits in range(2, 9)),
+    "rtn(bits=3,group_size=8)",
+    "rtn(bits=4,group_size=0)",
+)
+
+
+@pytest.mark.parametrize("scheme", PANEL_SCHEMES)
+@pytest.mark.parametrize("shape", [(1, 8), (13, 104), (70, 40), (150, 72)])
+def test_panels_multiply_by_each_entry_rounded_to_bfloat16(scheme, shape, panels) -> None:
+    """One input is 1 and the others are 0: outputs are entries, whatever their place."""
+    weight = layer(scheme, shape)
+    ready = prepared("native_panels", weight, torch.float32, CPU)
+    found = KERNELS["native_panels"].apply(torch.eye(shape[1]), ready)
+    assert torch.equal(found, weight.to_dense().bfloat16().float().T)
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 33, 48, 49, 100])
+@pytest.mark.parametrize("shape", [(37, 104), (24, 2048), (5, 4128)])
+def test_panels_of_any_number_of_tokens_add_up(n: int, shape, panels) -> None:
+    """Deeper than a tile, too; inputs are rounded once, sums stay float32."""
+    weight = layer("rtn(bits=4,group_size=32,symmetric=false)", shape)
+    ready = prepared("native_panels", weight, torch.float32, CPU)
+    rows = tokens(n, shape[1])
+    found = KERNELS["native_panels"].apply(rows, ready)
+    exact, matrix = rows.bfloat16().double(), weight.to_dense().bfloat16().double()
+    assert ((found - exact @ matrix.T).abs() <= 2e-5 * (exact.abs() @ matrix.abs().T)).all()
+    worst = errors("native_panels", weight, found, rows, ready)
+    assert worst <= KERNELS["native_panels"].tolerance(torch.float32, CPU)
+    assert torch.equal(found[-1:], KERNELS["native_panels"].apply(rows[-1:], ready))
+
+
+def test_panels_are_refused_in_float16_and_where_the_processor_has_none(
+    panels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheme = Scheme.parse("rtn(bits=4,group_size=32)")
+    assert "coarser than float16" in refusals((8, 64), scheme, torch.float16, CPU)["native_panels"]
+    monkeypatch.setattr(native_grid, "has_panels", lambda _: False)
+    assert "AVX-512 BF16" in refusals((8, 64), scheme, torch.float32, CPU)["native_panels"]
+
+
+@needs_compiler
+def test_panels_are_compiled_for_wide_vectors_only(tmp_path: Path) -> None:
+    assert COMPILER is not None
+    for flags, macro in (((),), "-DPORTABLE"), (build.FLAGS, "-DNARROW"):
+        assert not build.has_panels(build.load(build.compiled(COMPILER, tmp_path, flags, macro)))
+
+
 @needs_compiler
 def test_scales_of_every_size_are_read_exactly() -> None:
     weight = layer("rtn(bits=8,group_size=8)", (4, 32))
@@ -82,15 +139,18 @@ def test_scales_of_every_size_are_read_exactly() -> None:
 
 
 @needs_compiler
-def test_threads_change_no_bit() -> None:
+@pytest.mark.parametrize(("name", "n"), [("native", 3), ("native_panels", 300)])
+def test_threads_change_no_bit(name: str, n: int) -> None:
     weight = layer("rtn(bits=3,group_size=64)", (700, 512))
-    ready = prepared("native", weight, torch.float32, CPU)
-    rows, before = tokens(3, 512), torch.get_num_threads()
+    if refusals(weight.shape, weight.scheme, torch.float32, CPU)[name]:
+        pytest.skip(f"{name} does not run here")
+    ready = prepared(name, weight, torch.float32, CPU)
+    rows, before = tokens(n, 512), torch.get_num_threads()
     found = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(KERNELS["native"].apply(rows, ready))
+            found.append(KERNELS[name].apply(rows, ready))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])
@@ -103,7 +163,7 @@ def test_nothing_behind_the_codes_is_read() -> None:
     """They end where a page ends that is followed by one that nobody may touch."""
     program = """
 import ctypes, mmap, torch
-from autocompress.kernels.native.build import library
+from autocompress.kernels.native.build import has_panels, library
 page, d, o = mmap.PAGESIZE, 24, 3
 memory = mmap.mmap(-1, 2 * page)
 start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
@@ -117,6 +177,9 @@ for bits in range(1, 9):
     library().grid_product(*grid, x.data_ptr(), 2, y.data_ptr(), 1)
     library().grid_values(*grid, 0, o, out.data_ptr(), 1)
     assert torch.equal(y[0], out.sum(1)) and float(out[0, 0]) == -(2 ** (bits - 1))
+    if has_panels(library()):
+        library().grid_panels(*grid, x.data_ptr(), 2, y.data_ptr(), 1)
+        assert torch.equal(y[0], out.sum(1))
 print("read")
 """
     command = [sys.executable, "-c", program]
@@ -191,7 +254,7 @@ def test_a_compiler_that_fails_is_said_once(
     broken.chmod(0o755)
     monkeypatch.setenv("CC", str(broken))
     with caplog.at_level(logging.WARNING):
-        assert "does not compile grid.c: cannot compile" in build.missing()
+        assert "does not compile grid.c, panels.c: cannot compile" in build.missing()
         build.missing()
     assert len(caplog.records) == 1
     assert not list((own_cache / "native").glob("*.so"))
