@@ -91,6 +91,36 @@ INLINE void rows_product(const Grid *m, int64_t first, int64_t last, const float
 #undef PRODUCT
 }
 
+INLINE void row_values(const Grid *m, int64_t row, float *out, const int bits, const int by_eight) {
+    const uint8_t *codes = m->codes + row * (m->d / 8) * bits;
+    for (int64_t g = 0; g < m->groups; g++) {
+        const int64_t first = g * m->width;
+        const int64_t last = first + m->width < m->d ? first + m->width : m->d;
+        const float scale = of_half(m->scales[row * m->groups + g]);
+        const float zero = zero_at(m, row, g);
+        int64_t j = first;
+#ifdef VECTORS
+        const __m256 from = _mm256_set1_ps(zero), times = _mm256_set1_ps(scale);
+#ifdef WIDE
+        for (; j + 16 <= last; j += 16, codes += 2 * bits) {
+            const __m512 levels = _mm512_sub_ps(codes_at(codes, bits, by_eight), _mm512_set1_ps(zero));
+            _mm512_storeu_ps(out + j, _mm512_mul_ps(levels, _mm512_set1_ps(scale)));
+        }
+#endif
+        for (; j < last; j += 8, codes += bits) {
+            const __m256 levels = _mm256_sub_ps(eight(codes, bits, by_eight), from);
+            _mm256_storeu_ps(out + j, _mm256_mul_ps(levels, times));
+        }
+#else
+        for (; j < last; j += 8, codes += bits) {
+            float q[8];
+            eight(q, codes, bits, by_eight);
+            for (int i = 0; i < 8; i++) out[j + i] = (q[i] - zero) * scale;
+        }
+#endif
+    }
+}
+
 /* y (n, o) = x (n, d) W^T; 1 if there is no memory, else 0. */
 int grid_product(const uint8_t *codes, const uint16_t *scales, const uint8_t *zeros, int64_t o,
                  int64_t d, int64_t width, int bits, const float *x, int64_t n, float *y,
@@ -133,9 +163,9 @@ void grid_values(const uint8_t *codes, const uint16_t *scales, const uint8_t *ze
             float *at = out + (row - first) * d;
 #define CALL(b)                                                                                    \
     if (reads_by_eight(&m, row, b))                                                                \
-        row_values(&m, row, 0, d, at, 0, b, 1);                                                    \
+        row_values(&m, row, at, b, 1);                                                             \
     else                                                                                           \
-        row_values(&m, row, 0, d, at, 0, b, 0)
+        row_values(&m, row, at, b, 0)
             FOR_BITS(bits, CALL)
 #undef CALL
         }

@@ -147,63 +147,6 @@ INLINE int reads_by_eight(const Grid *m, int64_t row, const int bits) {
     return (m->o - 1 - row) * (m->d / 8) * bits >= 8 - bits;
 }
 
-#ifdef VECTORS
-/* Eight values at `i` of an array of float32 or, if `halves`, of bfloat16. */
-INLINE void put_eight(void *out, int64_t i, __m256 values, const int halves) {
-#ifdef PANELS
-    if (halves) {
-        _mm_storeu_si128((__m128i *)((uint16_t *)out + i), (__m128i)_mm256_cvtneps_pbh(values));
-        return;
-    }
-#endif
-    _mm256_storeu_ps((float *)out + i, values);
-}
-#endif
-
-#ifdef WIDE
-INLINE void put_sixteen(void *out, int64_t i, __m512 values, const int halves) {
-#ifdef PANELS
-    if (halves) {
-        _mm256_storeu_si256((__m256i *)((uint16_t *)out + i), (__m256i)_mm512_cvtneps_pbh(values));
-        return;
-    }
-#endif
-    _mm512_storeu_ps((float *)out + i, values);
-}
-#endif
-
-/* Columns from .. to - 1 of a row, multiples of eight: float32 or, if `halves`, bfloat16. */
-INLINE void row_values(const Grid *m, int64_t row, int64_t from, int64_t to, void *out,
-                       const int halves, const int bits, const int by_eight) {
-    const uint8_t *codes = m->codes + (row * m->d + from) / 8 * bits;
-    int64_t j = from;
-    for (int64_t g = from / m->width; j < to; g++) {
-        const int64_t last = (g + 1) * m->width < to ? (g + 1) * m->width : to;
-        const float scale = of_half(m->scales[row * m->groups + g]);
-        const float zero = zero_at(m, row, g);
-#ifdef VECTORS
-        const __m256 origin = _mm256_set1_ps(zero), times = _mm256_set1_ps(scale);
-#ifdef WIDE
-        const __m512 factors = _mm512_set1_ps(scale), origins = _mm512_set1_ps(zero);
-        for (; j + 16 <= last; j += 16, codes += 2 * bits) {
-            const __m512 levels = _mm512_sub_ps(codes_at(codes, bits, by_eight), origins);
-            put_sixteen(out, j - from, _mm512_mul_ps(levels, factors), halves);
-        }
-#endif
-        for (; j < last; j += 8, codes += bits) {
-            const __m256 levels = _mm256_sub_ps(eight(codes, bits, by_eight), origin);
-            put_eight(out, j - from, _mm256_mul_ps(levels, times), halves);
-        }
-#else
-        for (; j < last; j += 8, codes += bits) {
-            float q[8];
-            eight(q, codes, bits, by_eight);
-            for (int i = 0; i < 8; i++) ((float *)out)[j - from + i] = (q[i] - zero) * scale;
-        }
-#endif
-    }
-}
-
 /* The width of codes is a constant in each case, so that the compiler unrolls for it. */
 #define FOR_BITS(bits, call)                                                                       \
     switch (bits) {                                                                                \

@@ -96,6 +96,59 @@ INLINE void outputs(float *y, int64_t o, int64_t n, int64_t rows, const float *s
     }
 }
 
+/* Entries of 32 codes, in bfloat16. */
+INLINE __m512i entries(__m512 first, __m512 second, __m512 zero, __m512 scale) {
+    const __m512 low = _mm512_mul_ps(_mm512_sub_ps(first, zero), scale);
+    const __m512 high = _mm512_mul_ps(_mm512_sub_ps(second, zero), scale);
+    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+}
+
+/* Every code of up to four bits, over and over. */
+INLINE __m512 all_codes(const int bits) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_cvtepi32_ps(_mm512_and_si512(lanes, _mm512_set1_epi32((1 << bits) - 1)));
+}
+
+/* 32 codes of up to four bits at the bottom of words, and above them what follows in the file. */
+INLINE __m512i words_at(const uint8_t *at, const int bits, const int by_eight) {
+    const __m512i low = _mm512_set1_epi64((int64_t)chunk_at(at, 2 * bits, by_eight));
+    const __m512i chunks = _mm512_mask_set1_epi64(
+        low, 0xf0, (int64_t)chunk_at(at + 2 * bits, 2 * bits, by_eight));
+    const __m256i order = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i places =
+        _mm512_mullo_epi16(_mm512_broadcast_i64x4(order), _mm512_set1_epi16(bits));
+    return _mm512_multishift_epi64_epi8(places, chunks);
+}
+
+/* Columns from .. to - 1 of a row, multiples of eight. Up to four bits the entries of a group are a
+   table; a lookup takes five bits of a word, so the table stands there twice. */
+INLINE void row_halves(uint16_t *out, const Grid *m, int64_t row, int64_t from, int64_t to,
+                       const int bits, const int by_eight) {
+    const uint8_t *codes = m->codes + (row * m->d + from) / 8 * bits;
+    int64_t j = from;
+    for (int64_t g = from / m->width; j < to; g++) {
+        const int64_t last = (g + 1) * m->width < to ? (g + 1) * m->width : to;
+        const __m512 scale = _mm512_set1_ps(of_half(m->scales[row * m->groups + g]));
+        const __m512 zero = _mm512_set1_ps(zero_at(m, row, g));
+        const __m512i table = bits <= 4 ? entries(all_codes(bits), all_codes(bits), zero, scale)
+                                        : _mm512_setzero_si512();
+        for (; j + 32 <= last; j += 32, codes += 4 * bits) {
+            __m512i found;
+            if (bits <= 4)
+                found = _mm512_permutexvar_epi16(words_at(codes, bits, by_eight), table);
+            else
+                found = entries(codes_at(codes, bits, by_eight),
+                                codes_at(codes + 2 * bits, bits, by_eight), zero, scale);
+            _mm512_storeu_si512(out + j - from, found);
+        }
+        for (; j < last; j += 8, codes += bits) {
+            const __m512 some = _mm512_zextps256_ps512(eight(codes, bits, by_eight));
+            const __m512i found = entries(some, some, zero, scale);
+            _mm_storeu_si128((__m128i *)(out + j - from), _mm512_castsi512_si128(found));
+        }
+    }
+}
+
 /* Rows first .. last - 1 in whole blocks of 16, the last row again where there are none. */
 static void decode(uint16_t *tile, const Grid *m, int64_t first, int64_t last, int64_t from,
                    int64_t to, int bits) {
@@ -105,9 +158,9 @@ static void decode(uint16_t *tile, const Grid *m, int64_t first, int64_t last, i
         uint16_t *at = tile + r * TILE_COLUMNS;
 #define CALL(b)                                                                                    \
     if (reads_by_eight(m, row, b))                                                                 \
-        row_values(m, row, from, to, at, 1, b, 1);                                                 \
+        row_halves(at, m, row, from, to, b, 1);                                                    \
     else                                                                                           \
-        row_values(m, row, from, to, at, 1, b, 0)
+        row_halves(at, m, row, from, to, b, 0)
         FOR_BITS(bits, CALL)
 #undef CALL
     }

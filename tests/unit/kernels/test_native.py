@@ -162,16 +162,16 @@ def test_threads_change_no_bit(name: str, n: int) -> None:
 def test_nothing_behind_the_codes_is_read() -> None:
     """They end where a page ends that is followed by one that nobody may touch."""
     program = """
-import ctypes, mmap, torch
+import ctypes, itertools, mmap, torch
 from autocompress.kernels.native.build import has_panels, library
-page, d, o = mmap.PAGESIZE, 24, 3
+page, o = mmap.PAGESIZE, 3
 memory = mmap.mmap(-1, 2 * page)
 start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 libc = ctypes.CDLL(None, use_errno=True)
 assert libc.mprotect(ctypes.c_void_p(start + page), ctypes.c_size_t(page), 0) == 0
-scales, x, y = torch.ones(o, 1).half(), torch.ones(2, d), torch.empty(2, o)
-out = torch.empty(o, d)
-for bits in range(1, 9):
+for d, bits in itertools.product((24, 104), range(1, 9)):
+    scales, x, y = torch.ones(o, 1).half(), torch.ones(2, d), torch.empty(2, o)
+    out = torch.empty(o, d)
     codes = start + page - o * d // 8 * bits
     grid = (codes, scales.data_ptr(), 0, o, d, d, bits)
     library().grid_product(*grid, x.data_ptr(), 2, y.data_ptr(), 1)
