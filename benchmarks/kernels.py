@@ -4,7 +4,8 @@ Run on an idle machine: ``python benchmarks/kernels.py``, with ``--device cuda``
 ``--check`` first holds every kernel to its tolerance there, and exits 1 if one is wrong. For each
 layer shape and number of tokens: seconds of float32 and bfloat16 dense layers, of each kernel
 alone, and of the packed module that a loaded model runs. Ratios are of one run: gain = dense
-seconds / seconds. The load of the machine is in the file: on a busy one the figures are rough.
+seconds / seconds. The load of the machine is in the file: on a busy one the figures are rough, but
+for ``--busy``: one thread by the clock of the process, which stands still while others run.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from torch import nn
 from autocompress.core.scheme import Scheme
 from autocompress.export.modules import PackedModule, pack_module, use_kernels
 from autocompress.export.plan import PackedLayer
-from autocompress.kernels import KERNELS
+from autocompress.kernels import KERNELS, timing
 from autocompress.kernels.dispatch import refusals
 from autocompress.kernels.measure import layer_of, random_tensors
 from autocompress.kernels.table import device_name
@@ -159,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--busy", action="store_true", help="one thread, processor time")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layers", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--out", type=Path)
@@ -166,12 +169,16 @@ def main() -> None:
     device = torch.device(arguments.device)
     if arguments.check:
         check(device)
+    if arguments.busy:
+        torch.set_num_threads(1)
+        timing.clock = time.process_time
     dtypes = (torch.float32,) if device.type == "cpu" else (torch.bfloat16,)
     content = {
         "what": "seconds of one layer, weights read from memory; gain = dense / packed, one run",
         "device": device_name(device),
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
+        "clock": timing.clock.__name__,
         "load_average": [round(load, 1) for load in os.getloadavg()],
         "repeats": arguments.repeats,
         "layers": {
@@ -179,7 +186,8 @@ def main() -> None:
             for name in arguments.layers
         },
     }
-    out = arguments.out or ROOT / "results" / "deploy" / f"kernels_{_short(device)}.json"
+    name = f"kernels_{_short(device)}{'-1-thread' * arguments.busy}.json"
+    out = arguments.out or ROOT / "results" / "deploy" / name
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(content, indent=1) + "\n")
     print(out)

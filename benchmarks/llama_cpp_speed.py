@@ -7,7 +7,8 @@ torch, the packed checkpoint on its fastest kernels, and the GGUF file of the sa
 llama.cpp, which `--client`, a Python that has llama-cpp-python, runs in a process of its own. The
 median of the rounds counts. A prefill gives the logits of its last token; decode is a token at a
 time, of one text. Perplexity is that of the same tokens of `python-docs` everywhere: here with
-decoded weights, as a search measures it, and in llama.cpp, which rounds activations too.
+decoded weights, as a search measures it, and in llama.cpp, which rounds activations too. For a busy
+machine there is ``--busy``: one thread, by the clock of each process, which stops while others run.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ _CLIENT = """
 import json, sys, time
 import numpy as np
 from llama_cpp import Llama
-path, threads, context, every = sys.argv[1], *map(int, sys.argv[2:])
+path, threads, context, every = sys.argv[1], *map(int, sys.argv[2:5])
+clock = getattr(time, sys.argv[5])
 model = Llama(
     model_path=path, n_ctx=context, n_batch=context, n_ubatch=context, n_threads=threads,
     n_threads_batch=threads, logits_all=bool(every), verbose=False,
@@ -52,9 +54,9 @@ for line in sys.stdin:
     model.reset()
     seconds = []
     for part in (ids, *([step] for step in steps)):
-        start = time.perf_counter()
+        start = clock()
         model.eval(part)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock() - start)
     nll = None
     if every:
         logits = np.asarray(model.scores[: len(ids) - 1], dtype=np.float64)
@@ -70,8 +72,9 @@ Turn = Callable[[list[int], list[int]], list[float]]
 class Client:
     """A process that runs a GGUF file."""
 
-    def __init__(self, python: str, path: Path, threads: int, context: int, every: bool) -> None:
-        arguments = [python, "-c", _CLIENT, str(path), str(threads), str(context), str(int(every))]
+    def __init__(self, options: argparse.Namespace, path: Path, context: int, every: bool) -> None:
+        about = (options.threads, context, int(every), options.clock)
+        arguments = [options.client, "-c", _CLIENT, str(path), *map(str, about)]
         self._process = subprocess.Popen(
             arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -108,7 +111,7 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {
         "torch float32": {"bytes": base.layout.base_bytes, "nats_per_token": nats(base.module, ids)}
     }
-    turns: dict[str, Turn] = {"torch float32": torch_turn(base.module)}
+    turns: dict[str, Turn] = {"torch float32": torch_turn(base.module, options.clock)}
     context = 8 + max(len(ids), options.prompt + options.steps)
     with tempfile.TemporaryDirectory() as folder:
         clients = []
@@ -125,12 +128,14 @@ def main() -> None:
                 rows[label] = {"bytes": manifest.storage_bytes}
                 if name == "packed":
                     rows[label]["nats_per_token"] = nats(load(path, dtype="float32"), ids)
-                    turns[label] = torch_turn(load(path, dtype="float32", kernels="auto"))
+                    turns[label] = torch_turn(
+                        load(path, dtype="float32", kernels="auto"), options.clock
+                    )
                     continue
                 file = path / "model.gguf"
-                with Client(options.client, file, options.threads, context, every=True) as client:
+                with Client(options, file, context, every=True) as client:
                     rows[label]["nats_per_token"] = client.ask(ids, [])[1]
-                clients.append(Client(options.client, file, options.threads, context, every=False))
+                clients.append(Client(options, file, context, every=False))
                 turns[label] = client_turn(clients[-1])
         for label, seconds in race(turns, prompt, steps, options.rounds).items():
             rows[label] |= seconds
@@ -139,19 +144,20 @@ def main() -> None:
     write(options, rows)
 
 
-def torch_turn(module: nn.Module) -> Turn:
+def torch_turn(module: nn.Module, clock_name: str) -> Turn:
     """Turns of a torch model."""
+    clock = getattr(time, clock_name)
 
     def run(ids: list[int], steps: list[int]) -> list[float]:
         cache, seconds = None, []
         for part in (ids, *([step] for step in steps)):
-            start = time.perf_counter()
+            start = clock()
             with torch.no_grad():
                 found = module(
                     torch.tensor([part]), past_key_values=cache, use_cache=True, logits_to_keep=1
                 )
             cache = found.past_key_values
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
         return seconds
 
     return run
@@ -202,6 +208,7 @@ def write(options: argparse.Namespace, rows: dict[str, dict[str, Any]]) -> None:
     document = {
         "model": options.model.name,
         "threads": options.threads,
+        "clock": options.clock,
         "prompt_tokens": options.prompt,
         "steps": options.steps,
         "rounds": options.rounds,
@@ -231,7 +238,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=512, help="of the perplexity")
-    return parser.parse_args()
+    parser.add_argument("--busy", action="store_true", help="one thread, processor time")
+    options = parser.parse_args()
+    options.threads = 1 if options.busy else options.threads
+    options.clock = "process_time" if options.busy else "perf_counter"
+    return options
 
 
 if __name__ == "__main__":
