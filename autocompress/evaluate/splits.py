@@ -96,6 +96,8 @@ def make_splits(
     """Deal sequences into three disjoint splits of at least the given numbers of tokens.
 
     Sequences whose content was seen before are dropped first, so that no text is in two splits.
+    Neighbouring windows of one document may be dealt to different ones, and errors take sequences
+    as independent: data of few long documents looks more certain than it is.
     Report tokens are dealt first: asking for more calibration or search tokens never changes
     what a front is published on.
 

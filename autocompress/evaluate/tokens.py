@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, cast
 
@@ -13,6 +14,9 @@ from autocompress.evaluate.corpus import Corpus
 
 _BATCH_OF_TEXTS = 256
 _FEW = 4
+_LONG_TEXT = 1000  # characters, about a window; shorter texts, as headings, recur by nature
+
+_log = logging.getLogger(__name__)
 
 
 class Tokenizer(Protocol):
@@ -98,7 +102,8 @@ def windows(
     """Running text cut into windows that share no token.
 
     Texts are joined by a blank line, so short rows fill a window together; what is left at the end
-    is dropped.
+    is dropped. A long text that came before is left out: at another offset its windows would be
+    others, and could lie in another split than those of the first.
 
     Args:
         tokenizer: of the model.
@@ -120,7 +125,7 @@ def windows(
             f"A sequence needs at least 2 tokens besides the {len(prefix) + len(suffix)} special "
             f"ones, but --sequence-length is {length}. Raise it."
         )
-    stream = list(_stream(tokenizer, corpus.texts))
+    stream = list(_stream(tokenizer, _without_repeats(corpus)))
     if len(stream) < body:
         raise DataError(
             f"The data is too short: {corpus.source!r} holds {len(stream)} tokens, less than one "
@@ -131,6 +136,23 @@ def windows(
         torch.tensor(prefix + stream[start : start + body] + suffix)
         for start in range(0, len(stream) - body + 1, body)
     ]
+
+
+def _without_repeats(corpus: Corpus) -> list[str]:
+    seen: set[str] = set()
+    kept = []
+    for text in corpus.texts:
+        key = text.strip()
+        if key not in seen:
+            kept.append(text)
+        if len(key) >= _LONG_TEXT:
+            seen.add(key)
+    n_repeated = len(corpus.texts) - len(kept)
+    if n_repeated:
+        _log.info(
+            "%d long texts of %r were there before and are left out.", n_repeated, corpus.source
+        )
+    return kept
 
 
 def _stream(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[int]:

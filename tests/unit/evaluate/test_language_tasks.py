@@ -90,6 +90,18 @@ def test_causal_windows_share_no_token_and_start_as_the_tokenizer_starts():
     assert "\n\n".join(corpus.texts).startswith(text[:3000])
 
 
+def test_a_long_text_that_is_repeated_at_another_offset_is_read_once():
+    once = docs()
+    headings = tuple(part for text in once.texts for part in ("A heading", text))
+    corpus = Corpus("twice", texts=(*headings, "x", *once.texts, f" {once.texts[0]}\n"))
+    first = encode("causal-lm", "llama", 20, Corpus("once", texts=(*headings, "x")))
+    again = encode("causal-lm", "llama", 20, corpus)
+    assert len(again) == len(first) > 50
+    assert all(
+        torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(again, first, strict=True)
+    )
+
+
 def test_masked_places_depend_on_content_and_seed_and_never_hit_special_tokens():
     one, again = (encode("masked-lm", "bert", 40) for _ in range(2))
     other = encode("masked-lm", "bert", 40, seed=1)
