@@ -203,12 +203,9 @@ def coded(
 
 
 def _factor(problem: LayerProblem, piece: int) -> tuple[InverseFactor, tuple[str, ...]]:
-    reason = problem.unseen
-    if not reason:
-        factor = problem.inverse_factor(by_activation=True, damping=DAMPING, piece=piece)
-        if factor is not None:
-            return factor, ()
-        reason = "H has no Cholesky factor at any damping up to 1"
+    factor, reason = problem.usable_factor(by_activation=True, damping=DAMPING, piece=piece)
+    if factor is not None:
+        return factor, ()
     order = torch.arange(problem.weight.shape[1], device=problem.weight.device)
     diagonal = torch.diag(problem.importance.rsqrt())
     return InverseFactor(diagonal, order, 0.0, 0.0), (f"autoencoder did not compensate: {reason}",)

@@ -70,7 +70,7 @@ class GPTQ(GridQuantizer[GPTQOptions]):
         self, problem: LayerProblem, mask: Tensor | None, options: GPTQOptions
     ) -> Quantized:
         """See `Quantizer.quantize`; rounds to nearest, with a note, where H is of no use."""
-        factor, reason = usable_factor(problem, options)
+        factor, reason = _factor(problem, options)
         if factor is None:
             return round_to_nearest(problem, mask, options, (f"gptq rounded to nearest: {reason}",))
         shown = problem.weight
@@ -97,7 +97,7 @@ class RefinedGPTQ(GridQuantizer[GPTQOptionsT]):
         self, problem: LayerProblem, mask: Tensor | None, options: GPTQOptionsT
     ) -> Quantized:
         """See `Quantizer.quantize`; rounds to nearest, with a note, where H is of no use."""
-        factor, reason = usable_factor(problem, options)
+        factor, reason = _factor(problem, options)
         if factor is None:
             note = f"{self.name} rounded to nearest: {reason}"
             return round_to_nearest(problem, mask, options, (note,))
@@ -126,12 +126,8 @@ class RefinedGPTQ(GridQuantizer[GPTQOptionsT]):
         """
 
 
-def usable_factor(problem: LayerProblem, options: GPTQOptions) -> tuple[InverseFactor | None, str]:
-    """The inverse factor, or None and why H is of no use."""
-    if problem.unseen:
-        return None, problem.unseen
-    factor = problem.inverse_factor(by_activation=options.actorder, damping=options.damping)
-    return factor, "" if factor else "H has no Cholesky factor at any damping up to 1"
+def _factor(problem: LayerProblem, options: GPTQOptions) -> tuple[InverseFactor | None, str]:
+    return problem.usable_factor(by_activation=options.actorder, damping=options.damping)
 
 
 def sweep(weight: Tensor, mask: Tensor | None, grid: Grid, factor: InverseFactor) -> Tensor:

@@ -121,10 +121,7 @@ class KMeans(Quantizer[KMeansOptions]):
 
 
 def _factor(problem: LayerProblem) -> tuple[InverseFactor | None, tuple[str, ...]]:
-    reason, factor = problem.unseen, None
-    if not reason:
-        factor = problem.inverse_factor(by_activation=True, damping=DAMPING)
-        reason = "" if factor else "H has no Cholesky factor at any damping up to 1"
+    factor, reason = problem.usable_factor(by_activation=True, damping=DAMPING)
     return factor, (f"kmeans did not compensate: {reason}",) if reason else ()
 
 

@@ -224,6 +224,15 @@ class LayerProblem:
             self._factors[key] = self._factorised(by_activation, damping, piece)
         return self._factors[key]
 
+    def usable_factor(
+        self, *, by_activation: bool, damping: float, piece: int = 1
+    ) -> tuple[InverseFactor | None, str]:
+        """`inverse_factor`, or None and why H is of no use."""
+        if self.unseen:
+            return None, self.unseen
+        factor = self.inverse_factor(by_activation=by_activation, damping=damping, piece=piece)
+        return factor, "" if factor else "H has no Cholesky factor at any damping up to 1"
+
     def _factorised(self, by_activation: bool, damping: float, piece: int) -> InverseFactor | None:
         if self.hessian is None:
             return None

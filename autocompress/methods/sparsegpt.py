@@ -54,10 +54,7 @@ class SparseGPT(PruningSparsifier):
 
         Where H is of no use: without compensation, by ``w^2 H_jj``, with a note.
         """
-        reason, factor = problem.unseen, None
-        if not reason:
-            factor = problem.inverse_factor(by_activation=False, damping=DAMPING)
-            reason = "" if factor else "H has no Cholesky factor at any damping up to 1"
+        factor, reason = problem.usable_factor(by_activation=False, damping=DAMPING)
         if factor is None:
             scores = problem.weight.square() * problem.importance
             blocks = torch.split(scores, _width(options), dim=1)

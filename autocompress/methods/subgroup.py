@@ -227,10 +227,7 @@ class Subgroup(Quantizer[SubgroupOptions]):
         options: SubgroupOptions,
     ) -> Quantized:
         """See `Quantizer.quantize`; rounds to nearest, with a note, where H is of no use."""
-        reason, factor = problem.unseen, None
-        if not reason:
-            factor = problem.inverse_factor(by_activation=True, damping=DAMPING)
-            reason = "" if factor else "H has no Cholesky factor at any damping up to 1"
+        factor, reason = problem.usable_factor(by_activation=True, damping=DAMPING)
         bands = _Bands(problem, options, factor)
         widths = options.given or allocate(bands.losses(), options.total)
         codes, scales = bands.coded(widths)
