@@ -2,6 +2,7 @@ import json
 from contextlib import closing
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from optuna.trial import TrialState
 
@@ -247,3 +248,17 @@ def test_a_context_with_rungs_can_be_shipped(tmp_path):
         assert replace(one, seconds=0.0) == replace(other, seconds=0.0)
     assert one.is_early_stopped
     assert shipped.prefix.reason == ""
+
+
+@pytest.mark.parametrize(("n_rivals", "most"), [(1, 0.01), (10, 0.04)])
+def test_as_many_equal_candidates_are_lost_as_is_said(n_rivals, most):
+    generator, n_sequences, n_candidates = np.random.default_rng(0), 16, 2000
+    ends = RACING.ends(n_sequences)[:-1]
+    lost = 0
+    for _ in range(n_candidates):
+        rivals = generator.standard_normal((n_rivals, n_sequences))
+        bar = Bar(0, tuple(rivals[rivals.mean(1).argmin()]))
+        own = generator.standard_normal(n_sequences)
+        lost += any(RACING.is_beaten(own[:end], bar) for end in ends)
+    assert lost / n_candidates < most + 2.5 * (most / n_candidates) ** 0.5
+    assert lost > 0
