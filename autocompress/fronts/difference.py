@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from scipy.special import ndtr, stdtr
-
 from autocompress.core import Measurement
 from autocompress.fronts.entries import Member
 
@@ -67,6 +65,8 @@ class Difference:
             return 1.0
         if judged.standard_error == 0:
             return 0.0
+        from scipy.special import ndtr, stdtr  # slow to import; reading a front needs none of it
+
         score = gain / judged.standard_error
         known = self.damage is not None and self.n_sequences > 1
         return float(stdtr(self.n_sequences - 1, -score) if known else ndtr(-score))
