@@ -28,8 +28,8 @@ class Racing:
     A candidate that is exactly as good as its rival is lost with a probability of at most
     ``1 - confidence`` per look (Bonferroni: 1 % with two looks), one that is a tenth better some
     five times less often. A rival that is the luckiest of ten equal ones on these very tokens stops
-    3 % of candidates as good as it, of thirty 5 % (simulated, 16 to 256 sequences). With 99.9 % a candidate of twice the damage would be recognised three
-    times less often on 16 sequences.
+    3 % of candidates as good as it, of thirty 5 % (simulated, 16 to 256 sequences). With 99.9 % a
+    candidate of twice the damage would be recognised three times less often on 16 sequences.
 
     Attributes:
         shares: of the search sequences after which to look, ascending.
