@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autocompress.core import (
     DEFAULT_OBJECTIVES,
@@ -20,6 +21,7 @@ from autocompress.core import (
     TrialResult,
 )
 from autocompress.core.errors import RunDirectoryError, TrialError
+from autocompress.core.objectives import takes_no_more
 from autocompress.cost import CostModel
 from autocompress.fronts import (
     BaseEntry,
@@ -54,39 +56,68 @@ def shortlist(
     """What is worth measuring on report tokens: the base, the baselines and the search front.
 
     Trials that another one beats on damage and all resources on the search tokens are left out; of
-    equal allocations the first one counts. A crowded front is thinned out to `MOST_MEMBERS`. A base
-    and baselines that failed in the search, perhaps for a reason that has passed, are tried again.
+    equal allocations the first one counts. A crowded front is thinned out to `MOST_MEMBERS`, the
+    best trial at no more cost than each baseline among them. A base and baselines that failed in
+    the search, perhaps for a reason that has passed, are tried again.
     """
     complete = [r for r in results if r.is_complete]
     front = Front.of(complete, lambda r: objectives.losses(_metrics(r)))
     proposed = [r for r in front if not r.request.is_baseline]
-    kept = thinned(proposed, MOST_MEMBERS, objectives)
+    rivals = _rivals([r for r in complete if r.request.is_baseline], proposed, objectives)
+    kept = thinned(proposed, MOST_MEMBERS, objectives, always=rivals)
     wanted = [r for r in results if r.request.is_baseline and not r.is_early_stopped] + kept
     first = {r.request.allocation: r.request for r in reversed(wanted)}
     return sorted(first.values(), key=lambda request: request.number)
 
 
+def _rivals(
+    baselines: Sequence[TrialResult], proposed: Sequence[TrialResult], objectives: Objectives
+) -> set[int]:
+    """Numbers of the trials of least damage at no more cost than each baseline."""
+
+    def costs(result: TrialResult) -> tuple[float, ...]:
+        return objectives.costs(_metrics(result))
+
+    rivals = set()
+    for baseline in baselines:
+        fitting = [r for r in proposed if takes_no_more(costs(r), costs(baseline))]
+        if fitting:
+            best = min(fitting, key=lambda r: _metrics(r).quality.damage.value)
+            rivals.add(best.request.number)
+    return rivals
+
+
 def thinned(
-    front: Sequence[TrialResult], most: int, objectives: Objectives = DEFAULT_OBJECTIVES
+    front: Sequence[TrialResult],
+    most: int,
+    objectives: Objectives = DEFAULT_OBJECTIVES,
+    always: Collection[int] = (),
 ) -> list[TrialResult]:
     """At most so many members of a front, spread over it; the best of each objective stay.
+
+    So do trials whose numbers are in `always`, even if they alone are more.
 
     One by one the member goes that would be missed least: the smallest volume that it alone
     dominates, over log damage and the resources. With one resource that is the product of the
     resource to its dearer neighbour and of the log damage to its cheaper one.
     """
     kept = sorted(front, key=lambda r: objectives.costs(_metrics(r)))
-    while len(kept) > max(most, len(objectives.names)):
-        del kept[_missed_least(kept, objectives)]
+    while len(kept) > most:
+        missed = _missed(kept, objectives)
+        missed[[r.request.number in always for r in kept]] = np.inf
+        if np.isinf(missed).all():
+            break
+        del kept[int(missed.argmin())]
     return kept
 
 
-def _missed_least(front: Sequence[TrialResult], objectives: Objectives) -> int:
+def _missed(front: Sequence[TrialResult], objectives: Objectives) -> NDArray[np.float64]:
+    """How much each would be missed; the best of each objective infinitely."""
     points = np.array([objectives.losses(_metrics(r)) for r in front])
     points[:, 0] = np.log(np.maximum(points[:, 0], _LEAST_DAMAGE))
     missed = contributions(points, reference_point(points))
     missed[points.argmin(axis=0)] = np.inf
-    return int(missed.argmin())
+    return missed
 
 
 def measure_on_report_tokens(

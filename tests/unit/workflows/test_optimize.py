@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -21,6 +22,7 @@ from autocompress.core import (
     TrialStatus,
 )
 from autocompress.core.errors import UsageError
+from autocompress.workflows import publish
 from autocompress.workflows.aims import parse_aims
 from autocompress.workflows.publish import shortlist, thinned
 from autocompress.workflows.settings import SearchSettings, require_same_study
@@ -83,6 +85,22 @@ def test_the_member_goes_that_would_be_missed_least():
     front = [trial(i, d, s, 1.0) for i, (d, s) in enumerate(zip(damages, sizes, strict=True))]
     assert numbers(thinned(front, 4)) == [0, 1, 3, 4]
     assert numbers(thinned(front, 1)) == [0, 4]
+
+
+def test_what_baselines_are_compared_with_is_never_thinned_out(monkeypatch):
+    """However crowded the front, the best trial that takes no more than a baseline is measured."""
+    monkeypatch.setattr(publish, "MOST_MEMBERS", 5)
+    front = [trial(i, 0.9**i, 10.0 + i, 1.0) for i in range(40)]
+    others = [trial(40 + i, 0.9**k * 1.001, 10.0 + k + 0.5, 1.0) for i, k in enumerate((7, 22))]
+    baselines = [replace(t, request=replace(t.request, source="baseline:u")) for t in others]
+    kept = numbers_of(shortlist([*front, *baselines]))
+    assert {7, 22, 40, 41} <= set(kept)
+    assert len(kept) == 5 + len(baselines)
+    assert len(thinned(front, 2, always=range(10))) == 11  # and the best of each objective
+
+
+def numbers_of(requests):
+    return [request.number for request in requests]
 
 
 def test_of_a_front_over_three_objectives_the_best_of_each_stay():
