@@ -23,8 +23,6 @@ from autocompress.models.curvature_pass import Loss, Progress
 from autocompress.models.layout import ModelLayout
 from autocompress.models.weights import frozen, to_module_orientation
 
-_BYTES = 4  # errors and gradients are float32
-
 
 @dataclass(frozen=True, eq=False)
 class Slopes:
@@ -79,11 +77,12 @@ def collect_slopes(
     Raises:
         ModelError: a layer name is unknown.
     """
-    parts = list(_windows(layout, n_errors, memory_budget_bytes))
+    dtype = slope_dtype(module)
+    parts = slope_windows(layout, n_errors, dtype, memory_budget_bytes)
     found: dict[str, Tensor] = {}
     done, n_units = 0, 0
     for part in parts:
-        along = {name: errors(name).flatten(1) for name in part}
+        along = {name: errors(name).flatten(1).to(dtype) for name in part}
         rows: dict[str, list[Tensor]] = {name: [] for name in part}
         with _differentiable(module, part) as weights:
             n_units = 0  # that of every window is the same
@@ -96,7 +95,7 @@ def collect_slopes(
                     n_units += n
                     for name, gradient in _gradients(value, weights).items():
                         turned = to_module_orientation(gradient, layout.layer(name))
-                        rows[name].append((along[name] @ turned.float().flatten()).double().cpu())
+                        rows[name].append((along[name] @ turned.to(dtype).flatten()).double().cpu())
                     done += 1
                     if progress is not None:
                         progress(done, len(parts) * draws * len(sequences))
@@ -104,19 +103,33 @@ def collect_slopes(
     return Slopes(found, n_units)
 
 
-def _windows(layout: ModelLayout, n_errors: Mapping[str, int], budget: int) -> Iterator[list[str]]:
-    """Names of layers whose errors and gradients fit the budget together, or single ones."""
-    window: list[str] = []
+def slope_dtype(module: nn.Module) -> torch.dtype:
+    """Of errors and gradients: the model's own on a GPU, float32 on CPUs, where it is faster."""
+    first = next(module.parameters())
+    return first.dtype if first.is_cuda else torch.float32
+
+
+def slope_windows(
+    layout: ModelLayout, n_errors: Mapping[str, int], dtype: torch.dtype, budget: int
+) -> list[list[str]]:
+    """Names of layers whose errors and gradients fit the budget together, or single ones.
+
+    Args:
+        layout: of the model.
+        n_errors: by layer name, the number of its errors.
+        dtype: of errors and gradients.
+        budget: bytes.
+    """
+    windows: list[list[str]] = []
     used = 0
     for name, n in n_errors.items():
-        size = _BYTES * (n + 1) * layout.layer(name).n_weights
-        if window and used + size > budget:
-            yield window
-            window, used = [], 0
-        window.append(name)
+        size = dtype.itemsize * (n + 1) * layout.layer(name).n_weights
+        if not windows or used + size > budget:
+            windows.append([])
+            used = 0
+        windows[-1].append(name)
         used += size
-    if window:
-        yield window
+    return windows
 
 
 @contextmanager

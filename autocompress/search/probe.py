@@ -24,6 +24,7 @@ ENOUGH_SAMPLES = 64
 """Sequences times draws of their labels; they leave a relative error of about 0.18."""
 
 MOST_DRAWS = 4  # each costs about three forwards of the search tokens
+MOST_PASSES = 8  # draws times windows of layers whose errors are in memory together
 
 _LEAST_VARIANCE = 0.05  # weights of a group's mean hardly differ below the spread of its members
 
@@ -44,9 +45,10 @@ class Probe:
     key: str
 
 
-def draws_of(n_sequences: int) -> int:
-    """Draws of labels for each of so many sequences."""
-    return max(1, min(MOST_DRAWS, -(-ENOUGH_SAMPLES // max(1, n_sequences))))
+def draws_of(n_sequences: int, n_windows: int = 1) -> int:
+    """Draws of labels for each of so many sequences; 0 if windows alone are too many passes."""
+    enough = max(1, -(-ENOUGH_SAMPLES // max(1, n_sequences)))
+    return min(MOST_DRAWS, enough, MOST_PASSES // max(1, n_windows))
 
 
 def group_of(role: str, schemes: Sequence[Scheme]) -> Hashable:

@@ -9,17 +9,18 @@ from torch import nn
 
 from autocompress.core import digest
 from autocompress.evaluate import TaskLoss
-from autocompress.models.slopes import Slopes, collect_slopes
+from autocompress.models.slopes import Slopes, collect_slopes, slope_dtype, slope_windows
+from autocompress.search.build_table import schemes_to_compress
 from autocompress.search.memory import enough_memory
-from autocompress.search.probe import ErrorsOf, Probe, draws_of
+from autocompress.search.probe import MOST_PASSES, ErrorsOf, Probe, draws_of
 from autocompress.workflows.session import EXACT_DTYPE, Session
 
 _BUDGET_BYTES = 4 << 30
 _SHARES_OF_A_GPU = 4
 
 
-def search_probe(session: Session, module: nn.Module, *, empirical: bool = False) -> Probe:
-    """How slopes on the search tokens are measured.
+def search_probe(session: Session, module: nn.Module, *, empirical: bool = False) -> Probe | None:
+    """How slopes on the search tokens are measured; None where that takes too many passes.
 
     Args:
         session: of the base model.
@@ -27,10 +28,19 @@ def search_probe(session: Session, module: nn.Module, *, empirical: bool = False
         empirical: take the data's labels instead of labels sampled from the model.
     """
     split, seed = session.splits.search, session.settings.seed
-    draws = 1 if empirical else draws_of(len(split))
     if next(module.parameters()).dtype == torch.float16:  # gradients overflow it
         module = session.compute_module(EXACT_DTYPE)
-    first = next(module.parameters())
+    dtype, budget = slope_dtype(module), _budget(next(module.parameters()).device)
+    n_windows = _n_windows(session, dtype, budget)
+    draws = draws_of(len(split), n_windows)
+    if not draws:
+        session.progress.step(
+            f"Predictions stay those of the calibration tokens: the errors of all options take "
+            f"{n_windows} times {budget / 1e9:.3g} GB, and so many passes; at most {MOST_PASSES} "
+            "are made"
+        )
+        return None
+    draws = 1 if empirical else draws
 
     def measure(n_errors: Mapping[str, int], errors: ErrorsOf) -> Slopes:
         about = f"{draws} x {split.n_tokens:,} search tokens"
@@ -46,26 +56,23 @@ def search_probe(session: Session, module: nn.Module, *, empirical: bool = False
                 errors=errors,
                 draws=draws,
                 seed=seed,
-                memory_budget_bytes=_budget(first.device),
+                memory_budget_bytes=budget,
                 progress=session.progress.advance,
             )
 
-    facts = [
-        "slopes",
-        1,
-        session.base.digest,
-        split.digest,
-        str(first.dtype),
-        draws,
-        seed,
-        empirical,
-    ]
-    return Probe(measure, digest([*facts, *session.task.facts]))
+    module_dtype = str(next(module.parameters()).dtype)
+    facts = [session.base.digest, split.digest, module_dtype, draws, seed, empirical]
+    return Probe(measure, digest(["slopes", 1, *facts, *session.task.facts]))
+
+
+def _n_windows(session: Session, dtype: torch.dtype, budget: int) -> int:
+    schemes = schemes_to_compress(session.space, session.base.layout)
+    n_errors = {name: len(found) for name, found in schemes.items()}
+    return len(slope_windows(session.base.layout, n_errors, dtype, budget))
 
 
 def _budget(device: torch.device) -> int:
-    """Bytes for errors and gradients: on a GPU a share of what is free there."""
+    """Bytes for errors and gradients; the same whatever else is there, as results depend on it."""
     if device.type != "cuda":
         return _BUDGET_BYTES
-    free: int = torch.cuda.mem_get_info(device)[0]
-    return free // _SHARES_OF_A_GPU
+    return torch.cuda.get_device_properties(device).total_memory // _SHARES_OF_A_GPU
