@@ -13,7 +13,7 @@ from autocompress.core import STORAGE, TrialResult, cost_of, short_name
 from autocompress.core.errors import RunDirectoryError
 from autocompress.core.files import write_atomically
 from autocompress.core.objectives import takes_no_more
-from autocompress.fronts import FrontDocument, Member, comparison_summary
+from autocompress.fronts import FrontDocument, Member, Verdict, comparison_summary
 from autocompress.report import formats
 from autocompress.report.page_data import axis_of, page_data, trial_summary
 
@@ -24,6 +24,7 @@ REPORT_FILE = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"
 _NOT_IN_PROVENANCE = frozenset({"layer_bits", "cost_efficiency"})
 _TELLING = 0.005  # share of bytes, or retained quality, that a headline is about
+_LEAST_SHOWN = 0.001  # in three decimals
 
 
 def render_report(
@@ -235,12 +236,20 @@ def _against_baseline(document: FrontDocument) -> dict[str, str] | None:
     label = f"Against {rival.name}"
     if saved >= _TELLING:
         found = f"{saved:.0%} {less}", f"at no less quality than {held}"
-    elif gained >= _TELLING:
-        found = f"{gained:+.3f} retained", f"at no more {objectives.words} than {held}"
+    elif gained >= _TELLING or _is_better(document, rival):
+        more = f"{gained:+.{3 if gained >= _LEAST_SHOWN else 5}f} retained"
+        found = more, f"at no more {objectives.words} than {held}"
     else:
         cheaper = "smaller" if main == STORAGE else "cheaper"
         found = "no gain", f"no member is clearly {cheaper} or better than {held}"
     return {"label": label, "value": found[0], "detail": found[1]}
+
+
+def _is_better(document: FrontDocument, baseline: Member) -> bool:
+    """The front is significantly better than a baseline, by however little."""
+    return any(
+        c.baseline == baseline.name and c.verdict is Verdict.BETTER for c in document.comparisons
+    )
 
 
 def _retained(member: Member) -> str:

@@ -221,6 +221,20 @@ def test_a_gain_at_no_more_bytes_is_stated_as_quality(document, gain, value):
     assert tile["value"] == value
 
 
+@pytest.mark.parametrize(
+    ("gain", "value"), [(0.003, "+0.003 retained"), (1e-4, "+0.00010 retained")]
+)
+def test_a_gain_that_is_significant_is_no_gain_too_small_to_state(document, gain, value):
+    rival = next(b for b in document.baselines if b.name == "uniform-4bit")
+    exact = replace(rival.quality, standard_error=gain / 10)
+    sure = replace(rival, quality=exact)
+    quality = replace(exact, retained=exact.retained + gain)
+    better = replace(rival, id="f" * 32, name="", quality=quality)
+    improved = FrontDocument.of(document.study, document.base, [sure], [better])
+    tile = next(t for t in tiles(improved) if t["label"] == "Against uniform-4bit")
+    assert tile["value"] == value
+
+
 def test_the_page_is_written_whole_or_not_at_all(run_of_sixty, tmp_path):
     file = write_report(tmp_path, *run_of_sixty)
     assert file == tmp_path / "report.html"
