@@ -103,7 +103,8 @@ def build_option_table(
         weighed = [part[_WEIGHTS] for part in parts]
         if probe is not None:
             errors = partial(_errors, bank, weights, schemes_to_compress(space, layout))
-            weighed = _probed(probe, space, layout, errors, weighed)
+            probed = _probed(probe, space, layout, errors, weighed)
+            path, weighed = (None, weighed) if probed is None else (path, probed)
         damage = tuple(
             np.minimum(of_weights + part[_INPUTS], NOT_FINITE)
             for of_weights, part in zip(weighed, parts, strict=True)
@@ -255,12 +256,14 @@ def _probed(
     layout: ModelLayout,
     errors: ErrorsOf,
     predicted: Sequence[Floats],
-) -> list[Floats]:
-    """Damages by errors of weights as a probe corrects them, for each choice."""
+) -> list[Floats] | None:
+    """Damages by errors of weights as a probe corrects them, for each choice; None if it fails."""
     schemes = schemes_to_compress(space, layout)
     if not schemes:
         return list(predicted)
     slopes = probe.measure({name: len(found) for name, found in schemes.items()}, errors)
+    if slopes is None:
+        return None
     columns = {
         (name, scheme): slopes.by_layer[name][:, place].numpy()
         for name, found in schemes.items()

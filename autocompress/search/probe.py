@@ -37,11 +37,12 @@ class Probe:
     """How slopes are measured.
 
     Attributes:
-        measure: slopes along the errors of layers; takes their numbers and what makes them.
+        measure: slopes along the errors of layers; takes their numbers and what makes them. None
+            if that did not work out.
         key: of all that the slopes depend on besides model, options and bank.
     """
 
-    measure: Callable[[Mapping[str, int], ErrorsOf], Slopes]
+    measure: Callable[[Mapping[str, int], ErrorsOf], Slopes | None]
     key: str
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from autocompress.core import digest
+from autocompress.core.errors import UsageError
 from autocompress.evaluate import TaskLoss
 from autocompress.models.slopes import Slopes, collect_slopes, slope_dtype, slope_windows
 from autocompress.search.build_table import schemes_to_compress
 from autocompress.search.memory import enough_memory
 from autocompress.search.probe import MOST_PASSES, ErrorsOf, Probe, draws_of
 from autocompress.workflows.session import EXACT_DTYPE, Session
+
+_log = logging.getLogger(__name__)
 
 _BUDGET_BYTES = 4 << 30
 _SHARES_OF_A_GPU = 4
@@ -42,23 +46,27 @@ def search_probe(session: Session, module: nn.Module, *, empirical: bool = False
         return None
     draws = 1 if empirical else draws
 
-    def measure(n_errors: Mapping[str, int], errors: ErrorsOf) -> Slopes:
+    def measure(n_errors: Mapping[str, int], errors: ErrorsOf) -> Slopes | None:
         about = f"{draws} x {split.n_tokens:,} search tokens"
         session.progress.step(f"Differentiating along every option on {about}")
         need = "Differentiating takes the model, its activations, and errors of layers at once"
-        with enough_memory(session.settings.device, need):
-            return collect_slopes(
-                module,
-                session.base.layout,
-                session.task.curvature_batches(split, 1),
-                TaskLoss(session.task, empirical),
-                n_errors=n_errors,
-                errors=errors,
-                draws=draws,
-                seed=seed,
-                memory_budget_bytes=budget,
-                progress=session.progress.advance,
-            )
+        try:
+            with enough_memory(session.settings.device, need):
+                return collect_slopes(
+                    module,
+                    session.base.layout,
+                    session.task.curvature_batches(split, 1),
+                    TaskLoss(session.task, empirical),
+                    n_errors=n_errors,
+                    errors=errors,
+                    draws=draws,
+                    seed=seed,
+                    memory_budget_bytes=budget,
+                    progress=session.progress.advance,
+                )
+        except UsageError as error:  # a search can do without
+            _log.warning("Predictions stay those of the calibration tokens. %s", error)
+            return None
 
     module_dtype = str(next(module.parameters()).dtype)
     facts = [session.base.digest, split.digest, module_dtype, draws, seed, empirical]

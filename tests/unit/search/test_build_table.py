@@ -334,3 +334,13 @@ def test_a_probe_leaves_the_base_at_zero_and_is_part_of_the_key(parts, tmp_path)
     assert len(recording.asked) == 1
     build_option_table(**parts, probe=recording.probe(key="two"), cache=tmp_path)
     assert len(recording.asked) == 2
+
+
+def test_a_probe_that_does_not_work_out_leaves_the_predictions_and_no_file(parts, tmp_path):
+    plain = build_option_table(**parts)
+    failing = Probe(lambda *_: None, "one")
+    assert build_option_table(**parts, probe=failing, cache=tmp_path).digest == plain.digest
+    assert not list(tmp_path.iterdir())
+    recording = RecordingProbe()
+    build_option_table(**parts, probe=recording.probe(), cache=tmp_path)
+    assert len(recording.asked) == 1

@@ -50,3 +50,14 @@ def test_a_model_whose_errors_take_too_many_passes_keeps_its_predictions(opened,
     monkeypatch.setattr(probing, "_BUDGET_BYTES", 1)
     assert probing.search_probe(session, module) is None
     assert "stay those of the calibration tokens" in steps.said[-1]
+
+
+def test_a_search_does_without_a_probe_that_memory_does_not_hold(opened, monkeypatch, caplog):
+    session, module, _ = opened
+
+    def too_much(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(probing, "collect_slopes", too_much)
+    assert probing.search_probe(session, module).measure({}, lambda _: None) is None
+    assert "Predictions stay those of the calibration tokens." in caplog.text
