@@ -221,8 +221,8 @@ class _Duel:
         model: that is judged; None if none fits.
         chosen_on: tokens that chose it.
         judged: it minus the baseline.
-        fallback: the best of the front that fits, minus the baseline, where the judged model is
-            worse.
+        fallback: the best of the front that fits, and it minus the baseline, where the judged model
+            is worse, or off the front and beaten by the baseline alone.
         itself: the baseline as a member of the front.
     """
 
@@ -242,9 +242,12 @@ def _duel(field_of: _Field, baseline: Member, differences: Differences) -> _Duel
     if model is None:
         return _Duel(baseline, itself=itself)
     judged = differences(model, baseline)
+    alone = field_of.standing_for(model, baseline).id == baseline.id
     best = field_of.best(field_of.fitting(field_of.members, baseline))
-    worse = judged.verdict is Verdict.WORSE
-    fallback = (best, differences(best, baseline)) if best and worse else None
+    if best is None and alone:
+        return _Duel(baseline, itself=itself)
+    gives_way = alone or judged.verdict is Verdict.WORSE
+    fallback = (best, differences(best, baseline)) if best and gives_way else None
     return _Duel(baseline, model, chosen_on, judged, fallback, itself)
 
 

@@ -201,6 +201,24 @@ def test_a_choice_that_disappoints_gives_way_to_the_best_which_is_no_more_than_a
     assert worse.verdict is Verdict.WORSE
 
 
+def test_a_choice_that_the_baseline_alone_beats_gives_way_too():
+    baseline, chosen = uniform(20, 0.9), make_member("chosen", 20, 0.899)
+    small = make_member("small", 19, 0.898)
+    searched = {chosen.id: 0.1, small.id: 0.2}
+
+    def against(members):
+        (found,) = against_baselines(
+            members, [baseline], candidates=[*members, chosen], searched=searched
+        )
+        return found
+
+    tie = against([baseline, small])
+    assert (tie.label, tie.member) == ("tie", small.id)
+    assert tie.difference.retained.value == pytest.approx(-0.002)
+    alone = against([baseline])
+    assert (alone.label, alone.difference.retained.value) == ("tie (itself)", 0.0)
+
+
 def test_baselines_are_judged_together():
     """Holm: the k-th smallest of n chances is held to 5 % / (n - k + 1)."""
     gaps = {"u1": 2.3, "u2": 2.0, "u3": 1.0}  # chances 0.011, 0.023 and 0.16
