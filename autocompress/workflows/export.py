@@ -21,7 +21,6 @@ from autocompress.workflows.session import (
     QUIET,
     Progress,
     Session,
-    compressed_weights,
     open_session,
 )
 from autocompress.workflows.settings import StudyRecord, cache_directory
@@ -122,7 +121,7 @@ def _write(
     allocation = Allocation.from_json(member.allocation)
     bank = _bank_of(session, record, member)
     session.progress.step(f"Packing {len(allocation)} layers")
-    weights = compressed_weights(bank, allocation)
+    weights = {name: bank.packed(name, scheme) for name, scheme in allocation.items()}
     claim = {
         "member": member.id,
         "base_model": session.settings.model,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.bank import DEFAULT_DENSE_BYTES, Bank
-from autocompress.core import BASE_ALLOCATION, Allocation, LayerSpec, Resources, Scheme, digest
+from autocompress.core import BASE_ALLOCATION, LayerSpec, Resources, Scheme, digest
 from autocompress.core.errors import DataError
 from autocompress.cost import CostModel, find_profile
 from autocompress.evaluate import (
@@ -35,7 +35,7 @@ from autocompress.evaluate import (
 )
 from autocompress.export.targets import space_for
 from autocompress.fronts import parse_bytes
-from autocompress.methods import CompressedWeight, LayerStatistics, Needs
+from autocompress.methods import LayerStatistics, Needs
 from autocompress.models import (
     CurvatureStore,
     ModelLayout,
@@ -343,11 +343,6 @@ class Session:
     @cached_property
     def _references(self) -> dict[tuple[str, torch.dtype, int], Reference]:
         return {}
-
-
-def compressed_weights(bank: Bank, allocation: Allocation) -> dict[str, CompressedWeight]:
-    """Packed tensors of every compressed layer of an allocation."""
-    return {name: bank.packed(name, scheme) for name, scheme in allocation.items()}
 
 
 def open_session(settings: SearchSettings, cache: Path, progress: Progress = QUIET) -> Session:
