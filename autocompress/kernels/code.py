@@ -13,5 +13,6 @@ from autocompress.core.digest import digest, digest_bytes
 def code_digest() -> str:
     """Of the source of all kernels, and of the methods whose codes they decode."""
     here, decoders = Path(__file__).parent, Path(methods.__file__).parent
-    files = (*here.rglob("*.py"), *here.rglob("*.c"), *decoders.glob("*.py"))
-    return digest([digest_bytes(path.read_bytes()) for path in sorted(files)])
+    own = [path for path in here.rglob("*") if path.suffix in (".py", ".c", ".h")]
+    files = sorted([*own, *decoders.glob("*.py")])
+    return digest([digest_bytes(path.read_bytes()) for path in files])
