@@ -33,6 +33,7 @@ from autocompress.search.guided.sampler import Guided
 from autocompress.search.option_table import OptionTable
 from autocompress.search.peers.scores import peer_scores
 from autocompress.search.run_trial import run_trial
+from autocompress.spaces import SearchSpace
 from autocompress.workflows.contexts import report_context, search_context
 from autocompress.workflows.probing import search_probe
 from autocompress.workflows.search import study_record
@@ -160,20 +161,25 @@ def uniform_at(rows: Sequence[dict[str, Any]], bits: float) -> float:
     return float(np.interp(bits, [row["bits"] for row in ordered], logs))
 
 
+def drawn(space: SearchSpace, n: int) -> Iterator[tuple[list[int], Allocation]]:
+    """Random allocations of a space with their levels, the same ones whenever they are drawn."""
+    generator = np.random.default_rng(1)
+    for _ in range(n):
+        levels = [int(generator.integers(len(c.options))) for c in space.choices]
+        yield levels, space.decode(dict(zip([c.name for c in space.choices], levels, strict=True)))
+
+
 def ranking(case: Case, results: Sequence[TrialResult], n_random: int) -> dict[str, Any]:
     """Kendall's tau of the predictions: on random allocations, and before each proposal ran."""
     space = case.session.space
     sampler = Guided(space, seed=0, table=case.table)
     for result in results:
         sampler.tell(result)
-    generator = np.random.default_rng(1)
     levels, measured = [], []
-    for number in range(n_random):
-        drawn = [int(generator.integers(len(c.options))) for c in space.choices]
-        allocation = space.decode(dict(zip([c.name for c in space.choices], drawn, strict=True)))
+    for number, (own, allocation) in enumerate(drawn(space, n_random)):
         result = run_trial(TrialRequest(number, allocation, "random"), context=case.search)
         if result.is_complete:
-            levels.append(drawn)
+            levels.append(own)
             measured.append(damage_of(result))
     pairs = [
         (r.sampler_state["predicted_log_damage"], damage_of(r))
@@ -183,7 +189,7 @@ def ranking(case: Case, results: Sequence[TrialResult], n_random: int) -> dict[s
     row: dict[str, Any] = {"n_random": len(measured), "n_proposals": len(pairs)}
     if measured:
         fitted, _ = sampler.surrogate.predict(np.array(levels))
-        alone = [case.table.predicted(drawn) for drawn in levels]
+        alone = [case.table.predicted(own) for own in levels]
         row["random_after_study"] = float(kendalltau(fitted, measured).statistic)
         row["random_table_alone"] = float(kendalltau(alone, measured).statistic)
     if len(pairs) > 3:

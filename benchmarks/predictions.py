@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from allocators import SPACES, Case, damage_of, settings_of, tokens_of
+from allocators import SPACES, Case, damage_of, drawn, settings_of, tokens_of
 from scipy.stats import kendalltau
 
 from autocompress.core import Allocation, TrialRequest
@@ -57,11 +57,9 @@ def random_allocations(
     case: Case, tables: dict[str, OptionTable], n: int
 ) -> list[dict[str, float]]:
     """One row per random allocation of the space."""
-    generator, space, rows = np.random.default_rng(1), case.session.space, []
-    for _ in range(n):
-        levels = [int(generator.integers(len(c.options))) for c in space.choices]
-        named = {c.name: level for c, level in zip(space.choices, levels, strict=True)}
-        row = {"measured": measured(case, space.decode(named))}
+    rows = []
+    for levels, allocation in drawn(case.session.space, n):
+        row = {"measured": measured(case, allocation)}
         rows.append(row | {name: table.predicted(levels) for name, table in tables.items()})
     return rows
 
@@ -118,7 +116,7 @@ def main() -> None:
     n_sequences = len(session.splits.search)
     every = range(0, len(session.space.choices), arguments.every)
     rows = singles(case, tables, every, arguments.levels)
-    drawn = random_allocations(case, tables, arguments.random)
+    allocations = random_allocations(case, tables, arguments.random)
     document = {
         "model": arguments.model,
         "space": session.space.name,
@@ -134,9 +132,9 @@ def main() -> None:
         "single_options": {
             name: quality(rows, name) | {"by_role": by_role(rows, name)} for name in tables
         },
-        "random_allocations": {name: quality(drawn, name) for name in tables},
+        "random_allocations": {name: quality(allocations, name) for name in tables},
         "rows": rows,
-        "random": drawn,
+        "random": allocations,
     }
     arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     for kind in ("single_options", "random_allocations"):

@@ -77,36 +77,34 @@ def collect_slopes(
     Raises:
         ModelError: a layer name is unknown.
     """
-    dtype = slope_dtype(module)
+    first = next(module.parameters())
+    dtype = slope_dtype(first.dtype, first.device)
     parts = slope_windows(layout, n_errors, dtype, memory_budget_bytes)
+    samples = [(draw, place) for draw in range(draws) for place in range(len(sequences))]
     found: dict[str, Tensor] = {}
     done, n_units = 0, 0
     for part in parts:
         along = {name: errors(name).flatten(1).to(dtype) for name in part}
         rows: dict[str, list[Tensor]] = {name: [] for name in part}
+        n_units = 0  # that of every window is the same
         with _differentiable(module, part) as weights:
-            n_units = 0  # that of every window is the same
-            for draw in range(draws):
-                for place, batch in enumerate(sequences):
-                    generator = torch.Generator().manual_seed(
-                        derived_seed("slopes", seed, draw, place)
-                    )
-                    value, n = loss(module, _on(batch, weights), generator)
-                    n_units += n
-                    for name, gradient in _gradients(value, weights).items():
-                        turned = to_module_orientation(gradient, layout.layer(name))
-                        rows[name].append((along[name] @ turned.to(dtype).flatten()).double().cpu())
-                    done += 1
-                    if progress is not None:
-                        progress(done, len(parts) * draws * len(sequences))
+            for draw, place in samples:
+                generator = torch.Generator().manual_seed(derived_seed("slopes", seed, draw, place))
+                value, n = loss(module, _on(sequences[place], weights), generator)
+                n_units += n
+                for name, gradient in _gradients(value, weights).items():
+                    turned = to_module_orientation(gradient, layout.layer(name)).to(dtype)
+                    rows[name].append((along[name] @ turned.flatten()).double().cpu())
+                done += 1
+                if progress is not None:
+                    progress(done, len(parts) * len(samples))
         found |= {name: torch.stack(taken) for name, taken in rows.items() if taken}
     return Slopes(found, n_units)
 
 
-def slope_dtype(module: nn.Module) -> torch.dtype:
+def slope_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """Of errors and gradients: the model's own on a GPU, float32 on CPUs, where it is faster."""
-    first = next(module.parameters())
-    return first.dtype if first.is_cuda else torch.float32
+    return dtype if device.type == "cuda" else torch.float32
 
 
 def slope_windows(

@@ -102,8 +102,9 @@ def build_option_table(
         parts = [_of_choice(choice, layout, found) for choice in space.choices]
         weighed = [part[_WEIGHTS] for part in parts]
         if probe is not None:
-            errors = partial(_errors, bank, weights, schemes_to_compress(space, layout))
-            probed = _probed(probe, space, layout, errors, weighed)
+            schemes = schemes_to_compress(space, layout)
+            errors = partial(_errors, bank, weights, schemes)
+            probed = _probed(probe, space, layout, weighed, schemes=schemes, errors=errors)
             path, weighed = (None, weighed) if probed is None else (path, probed)
         damage = tuple(
             np.minimum(of_weights + part[_INPUTS], NOT_FINITE)
@@ -254,11 +255,12 @@ def _probed(
     probe: Probe,
     space: SearchSpace,
     layout: ModelLayout,
-    errors: ErrorsOf,
     predicted: Sequence[Floats],
+    *,
+    schemes: Mapping[str, Sequence[Scheme]],
+    errors: ErrorsOf,
 ) -> list[Floats] | None:
     """Damages by errors of weights as a probe corrects them, for each choice; None if it fails."""
-    schemes = schemes_to_compress(space, layout)
     if not schemes:
         return list(predicted)
     slopes = probe.measure({name: len(found) for name, found in schemes.items()}, errors)
@@ -269,7 +271,7 @@ def _probed(
         for name, found in schemes.items()
         for place, scheme in enumerate(found)
     }
-    summands = {name: _summands(schemes) for name, schemes in _options(space).items()}
+    summands = {name: _summands(offered) for name, offered in _options(space).items()}
 
     def along(choice: Choice, level: int) -> Floats:
         names = _counted(choice, choice.options[level], layout)

@@ -21,27 +21,34 @@ _log = logging.getLogger(__name__)
 
 _BUDGET_BYTES = 4 << 30
 _SHARES_OF_A_GPU = 4
+_STAY = "Predictions stay those of the calibration tokens"
 
 
-def search_probe(session: Session, module: nn.Module, *, empirical: bool = False) -> Probe | None:
+def search_probe(
+    session: Session, resident: nn.Module | None = None, *, empirical: bool = False
+) -> Probe | None:
     """How slopes on the search tokens are measured; None where that takes too many passes.
 
     Args:
         session: of the base model.
-        module: the base model in the dtype of search-time forwards; never written.
+        resident: the base model in the dtype of search-time forwards; never written. Without one,
+            or with one in float16, which gradients overflow, it is loaded in float32 when slopes
+            are measured.
         empirical: take the data's labels instead of labels sampled from the model.
     """
     split, seed = session.splits.search, session.settings.seed
-    if next(module.parameters()).dtype == torch.float16:  # gradients overflow it
-        module = session.compute_module(EXACT_DTYPE)
-    dtype, budget = slope_dtype(module), _budget(next(module.parameters()).device)
-    n_windows = _n_windows(session, dtype, budget)
+    device, forward_dtype = torch.device(session.settings.device), torch.float32
+    if resident is not None:
+        forward_dtype = next(resident.parameters()).dtype
+    if forward_dtype == torch.float16:
+        resident, forward_dtype = None, torch.float32
+    budget = _budget(device)
+    n_windows = _n_windows(session, slope_dtype(forward_dtype, device), budget)
     draws = draws_of(len(split), n_windows)
     if not draws:
         session.progress.step(
-            f"Predictions stay those of the calibration tokens: the errors of all options take "
-            f"{n_windows} times {budget / 1e9:.3g} GB, and so many passes; at most {MOST_PASSES} "
-            "are made"
+            f"{_STAY}: the errors of all options take {n_windows} times {budget / 1e9:.3g} GB, and "
+            f"so many passes; at most {MOST_PASSES} are made"
         )
         return None
     draws = 1 if empirical else draws
@@ -53,7 +60,7 @@ def search_probe(session: Session, module: nn.Module, *, empirical: bool = False
         try:
             with enough_memory(session.settings.device, need):
                 return collect_slopes(
-                    module,
+                    session.compute_module(EXACT_DTYPE) if resident is None else resident,
                     session.base.layout,
                     session.task.curvature_batches(split, 1),
                     TaskLoss(session.task, empirical),
@@ -65,11 +72,10 @@ def search_probe(session: Session, module: nn.Module, *, empirical: bool = False
                     progress=session.progress.advance,
                 )
         except UsageError as error:  # a search can do without
-            _log.warning("Predictions stay those of the calibration tokens. %s", error)
+            _log.warning("%s. %s", _STAY, error)
             return None
 
-    module_dtype = str(next(module.parameters()).dtype)
-    facts = [session.base.digest, split.digest, module_dtype, draws, seed, empirical]
+    facts = [session.base.digest, split.digest, str(forward_dtype), draws, seed, empirical]
     return Probe(measure, digest(["slopes", 1, *facts, *session.task.facts]))
 
 

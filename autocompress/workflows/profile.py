@@ -14,7 +14,7 @@ from autocompress.core.errors import RunDirectoryError
 from autocompress.report.sensitivity import sensitivity_page
 from autocompress.search.option_table import OptionTable
 from autocompress.workflows.probing import search_probe
-from autocompress.workflows.session import EXACT_DTYPE, QUIET, Progress, open_session
+from autocompress.workflows.session import QUIET, Progress, open_session
 from autocompress.workflows.settings import SearchSettings
 
 PAGE = "sensitivity.html"
@@ -84,7 +84,7 @@ def profile_model(
         _ = session.space  # a bad space is refused before the long steps
         store = session.curvature(session.space.searched_layers, empirical=empirical)
         bank = Bank(cache / "bank", session.base.layout, session.weights, store.statistics)
-        probe = search_probe(session, session.compute_module(EXACT_DTYPE), empirical=empirical)
+        probe = search_probe(session, empirical=empirical)
         table = session.option_table(bank, store, probe=probe)
     n_tokens = session.splits.search.n_tokens
     profile = Profile(session.settings, session.task.damage, n_tokens, empirical, table)

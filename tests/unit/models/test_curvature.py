@@ -2,6 +2,7 @@ import logging
 
 import pytest
 import torch
+from any_loss import any_loss
 
 from autocompress.core import derived_seed
 from autocompress.core.errors import ModelError
@@ -28,13 +29,6 @@ def logits_loss(module, batch, generator):
     if logits.ndim == 3 and logits.shape[:2] == batch["attention_mask"].shape:
         weights = weights * batch["attention_mask"][:, :, None]
     return (logits * weights.to(logits)).sum(), len(logits)
-
-
-def any_loss(module, batch, generator):
-    output = module(**batch)
-    values = output.logits if "logits" in output else output.last_hidden_state
-    weights = torch.randn(values.shape, dtype=torch.float64, generator=generator)
-    return (values * weights.to(values)).sum(), len(values)
 
 
 def captured(model, layer, batches):

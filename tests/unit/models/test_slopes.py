@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from any_loss import any_loss
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -17,13 +18,6 @@ from autocompress.models import (
 from autocompress.models.slopes import collect_slopes
 from autocompress.models.weights import to_module_orientation
 from autocompress.testing.tiny_models import PAD, tiny_batches, tiny_model
-
-
-def any_loss(module, batch, generator):
-    output = module(**batch)
-    values = output.logits if "logits" in output else output.last_hidden_state
-    weights = torch.randn(values.shape, dtype=torch.float64, generator=generator)
-    return (values * weights.to(values)).sum(), len(values)
 
 
 def drawn_label_loss(module, batch, generator):

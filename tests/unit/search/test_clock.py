@@ -1,24 +1,7 @@
 """What runs have spent of time: counted while they run, read from their journals."""
 
-import pytest
-
 from autocompress.core import BASE_ALLOCATION, Elapsed, TrialRequest, TrialResult, TrialStatus
-from autocompress.search import clock as module
 from autocompress.search.clock import Clock, spent_before
-
-
-class Time:
-    now = 100.0
-
-    def monotonic(self):
-        return self.now
-
-
-@pytest.fixture
-def time(monkeypatch):
-    fake = Time()
-    monkeypatch.setattr(module, "time", fake)
-    return fake
 
 
 def result(number, seconds, elapsed=None):
@@ -26,14 +9,14 @@ def result(number, seconds, elapsed=None):
     return TrialResult(request, TrialStatus.COMPLETE, seconds=seconds, elapsed=elapsed)
 
 
-def test_a_clock_counts_the_gpus_that_are_held_meanwhile(time):
+def test_a_clock_counts_the_gpus_that_are_held_meanwhile(ticking):
     clock = Clock(1)
-    time.now += 10
+    ticking.now += 10
     clock.hold(4)
-    time.now += 5
+    ticking.now += 5
     assert clock.elapsed == Elapsed(15.0, 30.0)
     clock.add(Elapsed(100.0, 7.0))
-    time.now += 1
+    ticking.now += 1
     assert clock.elapsed == Elapsed(116.0, 41.0)
 
 

@@ -150,19 +150,6 @@ class Ticking(LocalDriver):
             yield replace(result, seconds=10.0)
 
 
-class Time:
-    now = 0.0
-
-    def monotonic(self):
-        return self.now
-
-
-@pytest.fixture
-def ticking(monkeypatch):
-    monkeypatch.setattr(clock, "time", Time())
-    return clock.time
-
-
 def timed_search(directory, time, **more):
     """After 100 seconds of preparation on one GPU."""
     started = clock.Clock(1.0)
