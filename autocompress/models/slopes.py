@@ -10,8 +10,8 @@ error of about sqrt(2 / n).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,9 @@ from autocompress.models.calibration import Batch
 from autocompress.models.curvature_pass import Loss, Progress
 from autocompress.models.layout import ModelLayout
 from autocompress.models.weights import frozen, to_module_orientation
+
+ErrorsOf = Callable[[str], Iterable[Tensor]]
+"""Of a layer: ``dense - weight`` under each of its schemes, (o, d) float32, one after another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +53,7 @@ def collect_slopes(
     loss: Loss,
     *,
     n_errors: Mapping[str, int],
-    errors: Callable[[str], Tensor],
+    errors: ErrorsOf,
     draws: int = 1,
     seed: int = 0,
     memory_budget_bytes: int = 2 << 30,
@@ -58,8 +61,10 @@ def collect_slopes(
 ) -> Slopes:
     """Slopes along errors of single layers.
 
-    The labels of a sequence depend on the seed, the draw and its place alone, so the result does
-    not depend on the budget.
+    One backward per sample meets the errors of a layer when its gradient is ready and drops the
+    gradient then, so one layer's gradient is in memory at a time. Errors that the budget does not
+    hold are made anew for each sample. The labels of a sequence depend on the seed, the draw and
+    its place alone, so the result does not depend on the budget.
 
     Args:
         module: the model, in evaluation mode, float32 or bfloat16 for gradients that do not vanish.
@@ -67,38 +72,36 @@ def collect_slopes(
         sequences: batches of one sequence each, with what `loss` reads besides.
         loss: e.g. `evaluate.TaskLoss`.
         n_errors: by layer name, the number of its errors.
-        errors: of a layer, ``dense - weight``, (errors, o, d) float32; asked once per layer.
+        errors: of a layer, one after another: ``dense - weight``, (o, d) float32.
         draws: of labels, for every sequence.
         seed: of the labels.
-        memory_budget_bytes: for errors and gradients; at least one layer is always handled at a
-            time, and every window of layers runs all sequences again.
-        progress: told about every sequence done, and their total over all windows.
+        memory_budget_bytes: for errors that are kept; as many layers' as fit, in the given order.
+        progress: told about every sample done, and their total.
 
     Raises:
         ModelError: a layer name is unknown.
     """
     first = next(module.parameters())
     dtype = slope_dtype(first.dtype, first.device)
-    parts = slope_windows(layout, n_errors, dtype, memory_budget_bytes)
+    along = _Errors(layout, n_errors, errors, dtype, memory_budget_bytes)
     samples = [(draw, place) for draw in range(draws) for place in range(len(sequences))]
-    found: dict[str, Tensor] = {}
-    done, n_units = 0, 0
-    for part in parts:
-        along = {name: errors(name).flatten(1).to(dtype) for name in part}
-        rows: dict[str, list[Tensor]] = {name: [] for name in part}
-        n_units = 0  # that of every window is the same
-        with _differentiable(module, part) as weights:
-            for draw, place in samples:
-                generator = torch.Generator().manual_seed(derived_seed("slopes", seed, draw, place))
-                value, n = loss(module, _on(sequences[place], weights), generator)
-                n_units += n
-                for name, gradient in _gradients(value, weights).items():
-                    turned = to_module_orientation(gradient, layout.layer(name)).to(dtype)
-                    rows[name].append((along[name] @ turned.flatten()).double().cpu())
-                done += 1
-                if progress is not None:
-                    progress(done, len(parts) * len(samples))
-        found |= {name: torch.stack(taken) for name, taken in rows.items() if taken}
+    found = {
+        name: torch.zeros(len(samples), n, dtype=torch.float64) for name, n in n_errors.items()
+    }
+    n_units = 0
+    with _differentiable(module, n_errors) as weights:
+        for number, (draw, place) in enumerate(samples):
+
+            def take(name: str, gradient: Tensor, number: int = number) -> None:
+                turned = to_module_orientation(gradient, layout.layer(name)).to(dtype)
+                found[name][number] = along.product(name, turned.flatten())
+
+            generator = torch.Generator().manual_seed(derived_seed("slopes", seed, draw, place))
+            value, n = loss(module, _on(sequences[place], first.device), generator)
+            n_units += n
+            _backward(value, weights, take)
+            if progress is not None:
+                progress(number + 1, len(samples))
     return Slopes(found, n_units)
 
 
@@ -107,31 +110,39 @@ def slope_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return dtype if device.type == "cuda" else torch.float32
 
 
-def slope_windows(
-    layout: ModelLayout, n_errors: Mapping[str, int], dtype: torch.dtype, budget: int
-) -> list[list[str]]:
-    """Names of layers whose errors and gradients fit the budget together, or single ones.
+class _Errors:
+    """Errors of layers, flat: kept as far as the budget goes, else made whenever they are met."""
 
-    Args:
-        layout: of the model.
-        n_errors: by layer name, the number of its errors.
-        dtype: of errors and gradients.
-        budget: bytes.
-    """
-    windows: list[list[str]] = []
-    used = 0
-    for name, n in n_errors.items():
-        size = dtype.itemsize * (n + 1) * layout.layer(name).n_weights
-        if not windows or used + size > budget:
-            windows.append([])
-            used = 0
-        windows[-1].append(name)
-        used += size
-    return windows
+    def __init__(
+        self,
+        layout: ModelLayout,
+        n_errors: Mapping[str, int],
+        errors: ErrorsOf,
+        dtype: torch.dtype,
+        budget: int,
+    ) -> None:
+        self._made, self._dtype = errors, dtype
+        self._kept: dict[str, Tensor] = {}
+        for name, n in n_errors.items():
+            size = dtype.itemsize * n * layout.layer(name).n_weights
+            if size <= budget:
+                self._kept[name] = torch.stack(list(self._of(name)))
+                budget -= size
+
+    def product(self, name: str, gradient: Tensor) -> Tensor:
+        """Of each error of a layer with its gradient, (errors,)."""
+        if name in self._kept:
+            return self._kept[name] @ gradient
+        return torch.cat([error[None] @ gradient for error in self._of(name)])
+
+    def _of(self, name: str) -> Iterator[Tensor]:
+        return (error.flatten().to(self._dtype) for error in self._made(name))
 
 
 @contextmanager
-def _differentiable(module: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def _differentiable(
+    module: nn.Module, layers: Collection[str]
+) -> Iterator[dict[str, nn.Parameter]]:
     """Within the block the weights of these layers, and no others, take part in the graph."""
     weights = {name: module.get_parameter(f"{name}.weight") for name in layers}
     with frozen(module), torch.enable_grad():
@@ -144,16 +155,27 @@ def _differentiable(module: nn.Module, layers: Sequence[str]) -> Iterator[dict[s
                 weight.requires_grad_(False)
 
 
-def _on(batch: Batch, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    device = next(iter(weights.values())).device
+def _on(batch: Batch, device: torch.device) -> dict[str, Tensor]:
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def _gradients(value: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By layer name; zero where the loss does not depend on a layer."""
+def _backward(
+    value: Tensor, weights: Mapping[str, nn.Parameter], take: Callable[[str, Tensor], None]
+) -> None:
+    """Hand over the gradient of each weight that the loss depends on, and drop it."""
     if not value.requires_grad:
-        return {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    found = torch.autograd.grad(
-        value, list(weights.values()), allow_unused=True, materialize_grads=True
-    )
-    return dict(zip(weights, found, strict=True))
+        return
+
+    def taking(name: str) -> Callable[[Tensor], None]:
+        def hook(weight: Tensor) -> None:
+            assert weight.grad is not None
+            take(name, weight.grad)
+            weight.grad = None
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, weight in weights.items():
+            handle = weight.register_post_accumulate_grad_hook(taking(name))  # type: ignore[no-untyped-call]
+            hooks.callback(handle.remove)
+        value.backward()  # type: ignore[no-untyped-call]

@@ -33,9 +33,10 @@ from autocompress.methods import (
     unread_rows,
 )
 from autocompress.models import LayerCurvature, ModelLayout, predicted_damage
+from autocompress.models.slopes import ErrorsOf
 from autocompress.search.option_costs import option_costs
 from autocompress.search.option_table import Floats, OptionCosts, OptionTable, PerChoice
-from autocompress.search.probe import ErrorsOf, Probe, corrected, group_of
+from autocompress.search.probe import Probe, corrected, group_of
 from autocompress.spaces import READERS, Choice, Option, SearchSpace
 
 _log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def build_option_table(
         weighed = [part[_WEIGHTS] for part in parts]
         if probe is not None:
             schemes = schemes_to_compress(space, layout)
-            errors = partial(_errors, bank, weights, schemes)
+            errors = partial(weight_errors, bank, weights, schemes)
             probed = _probed(probe, space, layout, weighed, schemes=schemes, errors=errors)
             path, weighed = (None, weighed) if probed is None else (path, probed)
         damage = tuple(
@@ -242,13 +243,13 @@ def _decoded(packed: CompressedWeight, weight: Tensor) -> Tensor:
     return dense
 
 
-def _errors(
+def weight_errors(
     bank: Bank, weights: Mapping[str, Tensor], schemes: Mapping[str, Sequence[Scheme]], name: str
-) -> Tensor:
-    """``dense - weight`` of a layer under each of its schemes, (schemes, o, d) float32."""
+) -> Iterator[Tensor]:
+    """``dense - weight`` of a layer under each of its schemes, (o, d) float32."""
     weight = weights[name]
-    packed = (bank.packed(name, scheme).to(weight.device) for scheme in schemes[name])
-    return torch.stack([_decoded(one, weight).sub_(weight) for one in packed])
+    for scheme in schemes[name]:
+        yield _decoded(bank.packed(name, scheme).to(weight.device), weight).sub_(weight)
 
 
 def _probed(

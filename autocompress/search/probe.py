@@ -14,22 +14,17 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from autocompress.core import Scheme
-from autocompress.models.slopes import Slopes
+from autocompress.models.slopes import ErrorsOf, Slopes
 from autocompress.search.option_table import Floats
 
 ENOUGH_SAMPLES = 64
 """Sequences times draws of their labels; they leave a relative error of about 0.18."""
 
 MOST_DRAWS = 4  # each costs about three forwards of the search tokens
-MOST_PASSES = 8  # draws times windows of layers whose errors are in memory together
 
 _LEAST_VARIANCE = 0.05  # weights of a group's mean hardly differ below the spread of its members
-
-ErrorsOf = Callable[[str], Tensor]
-"""Of a layer: ``dense - weight`` under each of its schemes, (schemes, o, d) float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +41,9 @@ class Probe:
     key: str
 
 
-def draws_of(n_sequences: int, n_windows: int = 1) -> int:
-    """Draws of labels for each of so many sequences; 0 if windows alone are too many passes."""
-    enough = max(1, -(-ENOUGH_SAMPLES // max(1, n_sequences)))
-    return min(MOST_DRAWS, enough, MOST_PASSES // max(1, n_windows))
+def draws_of(n_sequences: int) -> int:
+    """Draws of labels for each of so many sequences."""
+    return min(MOST_DRAWS, max(1, -(-ENOUGH_SAMPLES // max(1, n_sequences))))
 
 
 def group_of(role: str, schemes: Sequence[Scheme]) -> Hashable:

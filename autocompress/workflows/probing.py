@@ -11,10 +11,9 @@ from torch import nn
 from autocompress.core import digest
 from autocompress.core.errors import UsageError
 from autocompress.evaluate import TaskLoss
-from autocompress.models.slopes import Slopes, collect_slopes, slope_dtype, slope_windows
-from autocompress.search.build_table import schemes_to_compress
+from autocompress.models.slopes import ErrorsOf, Slopes, collect_slopes
 from autocompress.search.memory import enough_memory
-from autocompress.search.probe import MOST_PASSES, ErrorsOf, Probe, draws_of
+from autocompress.search.probe import Probe, draws_of
 from autocompress.workflows.session import EXACT_DTYPE, Session
 
 _log = logging.getLogger(__name__)
@@ -26,8 +25,8 @@ _STAY = "Predictions stay those of the calibration tokens"
 
 def search_probe(
     session: Session, resident: nn.Module | None = None, *, empirical: bool = False
-) -> Probe | None:
-    """How slopes on the search tokens are measured; None where that takes too many passes.
+) -> Probe:
+    """How slopes on the search tokens are measured.
 
     Args:
         session: of the base model.
@@ -42,16 +41,7 @@ def search_probe(
         forward_dtype = next(resident.parameters()).dtype
     if forward_dtype == torch.float16:
         resident, forward_dtype = None, torch.float32
-    budget = _budget(device)
-    n_windows = _n_windows(session, slope_dtype(forward_dtype, device), budget)
-    draws = draws_of(len(split), n_windows)
-    if not draws:
-        session.progress.step(
-            f"{_STAY}: the errors of all options take {n_windows} times {budget / 1e9:.3g} GB, and "
-            f"so many passes; at most {MOST_PASSES} are made"
-        )
-        return None
-    draws = 1 if empirical else draws
+    draws = 1 if empirical else draws_of(len(split))
 
     def measure(n_errors: Mapping[str, int], errors: ErrorsOf) -> Slopes | None:
         about = f"{draws} x {split.n_tokens:,} search tokens"
@@ -68,7 +58,7 @@ def search_probe(
                     errors=errors,
                     draws=draws,
                     seed=seed,
-                    memory_budget_bytes=budget,
+                    memory_budget_bytes=_budget(device),
                     progress=session.progress.advance,
                 )
         except UsageError as error:  # a search can do without
@@ -76,17 +66,11 @@ def search_probe(
             return None
 
     facts = [session.base.digest, split.digest, str(forward_dtype), draws, seed, empirical]
-    return Probe(measure, digest(["slopes", 1, *facts, *session.task.facts]))
-
-
-def _n_windows(session: Session, dtype: torch.dtype, budget: int) -> int:
-    schemes = schemes_to_compress(session.space, session.base.layout)
-    n_errors = {name: len(found) for name, found in schemes.items()}
-    return len(slope_windows(session.base.layout, n_errors, dtype, budget))
+    return Probe(measure, digest(["slopes", 2, *facts, *session.task.facts]))
 
 
 def _budget(device: torch.device) -> int:
-    """Bytes for errors and gradients; the same whatever else is there, as results depend on it."""
+    """Bytes for errors that are kept."""
     if device.type != "cuda":
         return _BUDGET_BYTES
     return torch.cuda.get_device_properties(device).total_memory // _SHARES_OF_A_GPU

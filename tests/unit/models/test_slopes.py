@@ -113,8 +113,8 @@ def test_half_their_square_is_the_divergence_of_an_error_of_many_layers():
     assert predicted == pytest.approx(divergence, rel=0.1)
 
 
-@pytest.mark.parametrize("budget", [1, 200_000])
-def test_windows_of_any_size_give_the_same(budget):
+@pytest.mark.parametrize("budget", [0, 200_000])
+def test_errors_that_memory_does_not_hold_are_made_for_each_sample(budget):
     model = tiny_model("llama")
     layout, sequences = describe(model), sequences_of("llama")
     n_errors = {layer.name: 1 + index % 2 for index, layer in enumerate(layout.layers)}
@@ -123,21 +123,26 @@ def test_windows_of_any_size_give_the_same(budget):
     def collect(**options):
         def errors(name):
             made.append(name)
-            return errors_of(model, layout, n_errors[name])(name)
+            return iter(errors_of(model, layout, n_errors[name])(name))
 
+        made.clear()
         return collect_slopes(
-            model, layout, sequences, any_loss, n_errors=n_errors, errors=errors, **options
+            model, layout, sequences, any_loss, n_errors=n_errors, errors=errors, draws=2, **options
         )
 
-    whole = collect()
-    made.clear()
-    cut = collect(memory_budget_bytes=budget, progress=lambda *done: calls.append(done))
+    whole = collect(progress=lambda *done: calls.append(done))
     assert made == list(n_errors)
-    assert calls[-1] == (len(calls), len(calls))
-    assert len(calls) > len(sequences)
-    assert cut.n_units == whole.n_units == cut.n_samples
+    assert calls == [(done, 2 * len(sequences)) for done in range(1, 2 * len(sequences) + 1)]
+    cut = collect(memory_budget_bytes=budget)
+    times = {name: made.count(name) for name in n_errors}
+    kept = sum(
+        4 * n_errors[name] * layout.layer(name).n_weights for name, n in times.items() if n == 1
+    )
+    assert kept <= budget
+    assert set(times.values()) == ({1, cut.n_samples} if budget else {cut.n_samples})
+    assert cut.n_units == whole.n_units == cut.n_samples == 2 * len(sequences)
     for name, expected in whole.by_layer.items():
-        assert expected.shape == (len(sequences), n_errors[name])
+        assert expected.shape == (2 * len(sequences), n_errors[name])
         scale = float(expected.abs().max())
         torch.testing.assert_close(cut.by_layer[name], expected, rtol=1e-4, atol=1e-4 * scale)
 

@@ -265,7 +265,7 @@ class RecordingProbe:
         self.asked.append(dict(n_errors))
         found = {}
         for name, n in n_errors.items():
-            flat = errors(name).flatten(1).double()
+            flat = torch.stack(list(errors(name))).flatten(1).double()
             assert flat.shape[0] == n
             found[name] = self.directions(name, flat.shape[1]) @ flat.T
         return Slopes(found, self.n_samples)

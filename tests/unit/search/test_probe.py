@@ -5,7 +5,6 @@ from autocompress.core import Scheme
 from autocompress.search.probe import (
     ENOUGH_SAMPLES,
     MOST_DRAWS,
-    MOST_PASSES,
     corrected,
     draws_of,
     group_of,
@@ -23,13 +22,6 @@ def test_draws_fill_up_few_sequences_and_are_bounded():
     assert draws_of(ENOUGH_SAMPLES // 2) == 2
     assert draws_of(ENOUGH_SAMPLES // 2 + 1) == 2
     assert draws_of(ENOUGH_SAMPLES) == draws_of(10 * ENOUGH_SAMPLES) == 1
-
-
-def test_draws_and_windows_together_are_so_many_passes_at_most():
-    for n_windows in (1, 2, 3, MOST_PASSES):
-        assert 1 <= draws_of(2, n_windows) * n_windows <= MOST_PASSES
-    assert draws_of(2, 2) == MOST_DRAWS
-    assert draws_of(2, MOST_PASSES + 1) == draws_of(1000, MOST_PASSES + 1) == 0
 
 
 def test_without_noise_it_is_the_mean_of_half_the_squares():

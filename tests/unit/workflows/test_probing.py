@@ -45,13 +45,6 @@ def test_few_sequences_get_draws_and_the_key_knows_them(opened, monkeypatch):
     assert probing.search_probe(session, module).key != probe.key
 
 
-def test_a_model_whose_errors_take_too_many_passes_keeps_its_predictions(opened, monkeypatch):
-    session, module, steps = opened
-    monkeypatch.setattr(probing, "_BUDGET_BYTES", 1)
-    assert probing.search_probe(session, module) is None
-    assert "stay those of the calibration tokens" in steps.said[-1]
-
-
 def test_a_search_does_without_a_probe_that_memory_does_not_hold(opened, monkeypatch, caplog):
     session, module, _ = opened
 
