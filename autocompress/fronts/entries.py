@@ -100,6 +100,8 @@ class Finalized:
         rebuilt_damage: of the rebuilt member on the same tokens.
         difference: rebuilt minus searched, per sequence (summed over its tokens), paired.
         block_steps: of gradient descent on scales and rounding of each block; 0 if none was tuned.
+        report_damages: of each sequence of the report tokens, summed over its tokens; empty in
+            fronts of earlier versions.
     """
 
     searched_as: str
@@ -110,6 +112,7 @@ class Finalized:
     rebuilt_damage: Measurement
     difference: Measurement
     block_steps: int = 0
+    report_damages: tuple[float, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; numbers that are not finite become null."""
@@ -122,6 +125,7 @@ class Finalized:
             "rebuilt_damage": _measurement_to_json(self.rebuilt_damage),
             "difference": _measurement_to_json(self.difference),
             **({"block_steps": self.block_steps} if self.block_steps else {}),
+            "report_damages": list(self.report_damages),
         }
 
     @classmethod
@@ -136,6 +140,7 @@ class Finalized:
             rebuilt_damage=_measurement_from_json(data["rebuilt_damage"]),
             difference=_measurement_from_json(data["difference"]),
             block_steps=int(data.get("block_steps", 0)),
+            report_damages=tuple(map(float, data.get("report_damages", ()))),
         )
 
 

@@ -42,6 +42,7 @@ from autocompress.workflows.export import require_same_model
 from autocompress.workflows.publish import (
     REPORT_JOURNAL,
     measured_members,
+    report_damages,
     search_damages,
     with_finalized,
 )
@@ -254,19 +255,19 @@ def _replace(case: _Case, pair: _Pair, finalized: Finalized) -> Finalization:
     directory, document, member, session = case.directory, case.document, case.member, case.session
     session.progress.step("Measuring on report tokens")
     result = _measured(report_context(session, case.record), pair.rebuilt, pair.rebuilt_bank)
+    finalized = replace(finalized, report_damages=result.damages)
     rebuilt = _rebuilt_member(document, member, _metrics(result), pair, finalized)
     measured = read_journal(directory / REPORT_JOURNAL).results
     off_front = measured_members(session.cost, measured, document.base.resources)
     earlier = [m for m in document.members if m.finalized]
     candidates = with_finalized([*document.members, *off_front], [rebuilt, *earlier])
-    damages = {r.request.allocation.digest: r.damages for r in measured}
     changed = FrontDocument.of(
         study=document.study,
         base=document.base,
         baselines=document.baselines,
         candidates=candidates,
         reference_point=document.reference_point,
-        differences=paired(damages | {rebuilt.id: result.damages}),
+        differences=paired(report_damages(measured, candidates)),
         objectives=document.objectives,
         searched=search_damages(read_journal(directory / JOURNAL_FILE).results, candidates),
     )

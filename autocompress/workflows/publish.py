@@ -196,10 +196,18 @@ def front_document(
         base=BaseEntry(base.storage_bytes, MemberQuality.of(base.quality), base.resources),
         baselines=[m for m in members if m.name],
         candidates=candidates,
-        differences=paired({r.request.allocation.digest: r.damages for r in measured}),
+        differences=paired(report_damages(measured, finalized)),
         objectives=session.settings.objectives,
         searched=searched,
     )
+
+
+def report_damages(
+    measured: Sequence[TrialResult], finalized: Sequence[Member]
+) -> dict[str, tuple[float, ...]]:
+    """Damage of each sequence of the report tokens by id, of models and of what was finalized."""
+    found = {r.request.allocation.digest: r.damages for r in measured}
+    return found | {m.id: m.finalized.report_damages for m in finalized if m.finalized}
 
 
 def search_damages(

@@ -18,7 +18,10 @@ def member(name, n_bytes, retained, *, searched_as=None, baseline=""):
     zero = Measurement(0.0, 0.0)
     finalized = None
     if searched_as is not None:
-        finalized = Finalized(searched_as, "s", "d", {}, zero, zero, zero)
+        finalized = Finalized(
+            searched_as, "s", "d", {"layer": "rtn(bits=4)"}, zero, zero, zero,
+            block_steps=6, report_damages=(0.25, 1e-9),
+        )  # fmt: skip
     return Member(
         name, 4.0, n_bytes, 100 / n_bytes, MemberQuality(retained, 0.0), bytes_, 1.0, {},
         name=baseline, finalized=finalized,
@@ -45,6 +48,7 @@ def test_a_finalized_member_stays_in_the_place_of_what_it_was_made_of(tmp_path):
     published([rebuilt, SEARCHED[1]]).write(tmp_path)
     kept = finalized_members(tmp_path)
     assert [m.id for m in kept] == ["rebuilt"]
+    assert kept[0].finalized == rebuilt.finalized
     found = member("found", 15, 0.8)
     again = published(with_finalized([*SEARCHED, found], kept))
     assert ids(again) == ["rebuilt", "found", "large"]
