@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autocompress.bank.entries import DamagedEntryError
 from autocompress.bank.filling import (
     Job,
     Progress,
@@ -24,7 +22,7 @@ from autocompress.bank.filling import (
 from autocompress.bank.keys import Keys, Layers
 from autocompress.bank.lru import ByteLru
 from autocompress.bank.resident import ResidentStatistics
-from autocompress.bank.shelf import Shelf
+from autocompress.bank.store import EntryStore
 from autocompress.core import LayerSpec, Scheme
 from autocompress.core.errors import ModelError
 from autocompress.methods import (
@@ -41,8 +39,6 @@ from autocompress.methods import (
     needs,
     rounds_inputs,
 )
-
-_log = logging.getLogger(__name__)
 
 DEFAULT_DENSE_BYTES = 1 << 30
 DEFAULT_PROBLEM_BYTES = 512 << 20
@@ -97,16 +93,12 @@ class Bank:
     def _start_empty(self) -> None:
         dense_bytes, problem_bytes, fallback_bytes = self._limits
         self._dense: ByteLru[tuple[str, Scheme, torch.dtype], Tensor]
-        self._dense = ByteLru(dense_bytes, _tensor_bytes)
+        self._dense = ByteLru(dense_bytes, lambda matrix: matrix.nbytes)
         self._problems: ByteLru[tuple[str, str], LayerProblem]
         self._problems = ByteLru(problem_bytes, _problem_bytes)
-        self._in_memory: ByteLru[str, CompressedWeight]
-        self._in_memory = ByteLru(fallback_bytes, _packed_bytes)
-        self._shelf = Shelf(self.root, self._capacity_bytes)
+        self._store = EntryStore(self.root, self._capacity_bytes, fallback_bytes)
         self._keys = Keys(self.layout, self._weights, self._statistics)
         self._notes: dict[tuple[str, Scheme], tuple[str, ...]] = {}
-        self._damaged: set[str] = set()
-        self._said: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: no caches."""
@@ -120,7 +112,7 @@ class Bank:
     @property
     def capacity_bytes(self) -> int:
         """Bound on the directory."""
-        return self._shelf.capacity()
+        return self._store.capacity()
 
     def packed(self, name: str, scheme: Scheme) -> CompressedWeight:
         """The compressed weight of a layer, from the directory or compressed now.
@@ -134,10 +126,10 @@ class Bank:
         if self._is_given(name, scheme):
             return self.given[name]
         key = self._keys.key(layer, scheme)
-        entry = self._find(key, name, scheme)
+        entry = self._store.find(key, name, scheme)
         if entry is None:
-            with self._shelf.building(self._keys.lock_name(layer, scheme)):
-                entry = self._find(key, name, scheme) or self._make(key, layer, scheme)
+            with self._store.building(self._keys.lock_name(layer, scheme)):
+                entry = self._store.find(key, name, scheme) or self._make(key, layer, scheme)
         self._notes[name, scheme] = entry.notes
         return entry
 
@@ -274,7 +266,7 @@ class Bank:
 
     def path(self, name: str, scheme: Scheme) -> Path:
         """The file that holds, or would hold, a layer under a scheme."""
-        return self._shelf.path(self._keys.key(self.layout.layer(name), canonical(scheme)))
+        return self._store.path(self._keys.key(self.layout.layer(name), canonical(scheme)))
 
     def _jobs(self, name: str, schemes: Sequence[Scheme]) -> list[Job]:
         layer = self.layout.layer(name)
@@ -287,41 +279,16 @@ class Bank:
     def _attempt(self, job: Job, wait: bool, stopped: Stopped) -> bool:
         """Build what a job lacks; False if another worker holds its lock and we do not wait."""
         keys = {self._keys.key(job.layer, scheme): scheme for scheme in job.schemes}
-        if all(map(self._is_ready, keys)):
+        if all(map(self._store.holds, keys)):
             return True
-        with self._shelf.building(job.lock, wait=wait) as held:
+        with self._store.building(job.lock, wait=wait) as held:
             if held:
                 for key, scheme in keys.items():
                     if stopped():
                         break
-                    if not self._is_ready(key):
+                    if not self._store.holds(key):
                         self._make(key, job.layer, scheme)
             return held
-
-    def _is_ready(self, key: str) -> bool:
-        return self._shelf.holds(key) or self._in_memory.get(key) is not None
-
-    def _find(self, key: str, name: str, scheme: Scheme) -> CompressedWeight | None:
-        entry = self._in_memory.get(key)
-        if entry is not None:
-            return entry
-        try:
-            return self._shelf.read(key, scheme)
-        except FileNotFoundError:
-            return None
-        except DamagedEntryError as error:
-            if key not in self._damaged:
-                _log.warning(
-                    "The bank entry %s (layer %s, scheme %s) is damaged and is built again: %s.",
-                    self._shelf.path(key),
-                    name,
-                    scheme,
-                    error,
-                )
-            self._damaged.add(key)
-        except OSError as error:
-            self._say_unusable(error)
-        return None
 
     def _make(self, key: str, layer: LayerSpec, scheme: Scheme) -> CompressedWeight:
         """Compress a layer and keep the result; the caller holds the lock.
@@ -330,7 +297,7 @@ class Bank:
         """
         sharing = self._keys.sharing(layer, scheme)
         if len(sharing) == 1:
-            return self._keep(key, layer, self._build(layer, scheme))
+            return self._store.keep(key, layer.name, self._build(layer, scheme))
         problems = [self._problem(one, needs(scheme)) for one in sharing]
         entries = compress_together(
             [self._weights[one.name] for one in sharing],
@@ -339,43 +306,10 @@ class Bank:
             problems=problems,
         )
         kept = [
-            self._keep(self._keys.key(one, scheme), one, entry)
+            self._store.keep(self._keys.key(one, scheme), one.name, entry)
             for one, entry in zip(sharing, entries, strict=True)
         ]
         return kept[sharing.index(layer)]
-
-    def _keep(self, key: str, layer: LayerSpec, entry: CompressedWeight) -> CompressedWeight:
-        try:
-            kept = self._shelf.write(key, entry)
-        except OSError as error:
-            kept = False
-            self._say_unusable(error)
-        else:
-            if not kept:
-                self._say_once(
-                    "too large",
-                    f"A packed layer of {_packed_bytes(entry):,} bytes exceeds the bank's bound of "
-                    f"{self._shelf.capacity():,} bytes ({layer.name}); such layers are kept in "
-                    "memory and built again by every process. Give the bank more room.",
-                )
-        if kept:
-            self._damaged.discard(key)
-        else:
-            self._in_memory.put(key, entry)
-        return entry
-
-    def _say_unusable(self, error: OSError) -> None:
-        self._say_once(
-            "unusable",
-            f"The bank directory {self.root} cannot be used; compressed layers are kept in memory "
-            f"and lost when this process ends: {error}.",
-        )
-
-    def _say_once(self, about: str, text: str) -> None:
-        """Warn, unless something was said about this before."""
-        if about not in self._said:
-            _log.warning("%s", text)
-        self._said.add(about)
 
     def _build(self, layer: LayerSpec, scheme: Scheme) -> CompressedWeight:
         weight = self._weights[layer.name]
@@ -394,17 +328,9 @@ class Bank:
         return problem
 
 
-def _tensor_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _packed_bytes(entry: CompressedWeight) -> int:
-    return sum(map(_tensor_bytes, entry.tensors.values()))
-
-
 def _problem_bytes(problem: LayerProblem) -> int:
     hessian = problem.statistics.hessian
-    of_statistics = 0 if hessian is None else _tensor_bytes(hessian)
+    of_statistics = 0 if hessian is None else hessian.nbytes
     o, d = problem.weight.shape
     of_spectra = 2 * 8 * o * min(o, d)
-    return _tensor_bytes(problem.weight) + _HESSIAN_COPIES * of_statistics + of_spectra
+    return problem.weight.nbytes + _HESSIAN_COPIES * of_statistics + of_spectra

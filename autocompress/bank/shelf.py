@@ -97,7 +97,7 @@ class Shelf:
             OSError: the directory is read-only, full or gone.
         """
         path = self.path(key)
-        if sum(t.numel() * t.element_size() for t in entry.tensors.values()) > self.capacity():
+        if sum(t.nbytes for t in entry.tensors.values()) > self.capacity():
             return False
         write_entry(path, entry)
         self._verified.discard(key)

@@ -217,4 +217,4 @@ def has_operator(name: str, device: torch.device) -> bool:
 
 def tensor_bytes(*tensors: Tensor) -> int:
     """Bytes of tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in tensors)

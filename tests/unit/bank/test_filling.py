@@ -76,7 +76,7 @@ def test_workers_that_ask_layer_by_layer_do_not_either(tmp_path):
 
 def test_layers_that_are_free_are_built_while_another_worker_holds_one(tmp_path):
     holder, bank = make(tmp_path), make(tmp_path)
-    lock = holder._shelf.building(holder._keys.lock_name(holder.layout.layer("a"), WIDTHS[1]))
+    lock = holder._store.building(holder._keys.lock_name(holder.layout.layer("a"), WIDTHS[1]))
     lock.__enter__()
     released = []
 
