@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 _FORMAT = "option table 5"
 
-MOST_EXACT = 12
+MOST_EXACT = 20
 """Options of a layer that are all compressed to predict them. Where there are more, a scheme that
 factorizes, sparsifies and quantizes is predicted as the sum of these stages alone: 7 compressions
 instead of 28 where 2 ranks, 1 sparsity and 4 widths are combined. The trials correct what that

@@ -9,6 +9,7 @@ from typing import Literal
 from autocompress.core.allocation import Allocation
 from autocompress.core.errors import SchemeError
 from autocompress.core.scheme import Scheme
+from autocompress.methods import METHODS, StageKind
 from autocompress.spaces.space import Choice, Option, SearchSpace
 
 LevelKind = Literal["bits", "sparsity", "parameter_ratio"]
@@ -29,34 +30,47 @@ def uniform_baselines(space: SearchSpace) -> tuple[tuple[str, Allocation], ...]:
     of its levels every choice takes its option of that level; where it has none, the nearest
     milder one; else the base; else its dearest option. Where a choice has several options of one
     level (two group sizes) the dearest stands for it, so that the baseline is a strong one. A
-    space that offers none of the three has one baseline for each label that at least half of the
-    layers share.
+    transform that half of the layers offer beside that stage makes baselines of its own
+    (``uniform-4bit-hadamard``). A space that offers none of the three has one baseline for each
+    label that at least half of the layers share.
     """
     kind = shared_kind(space)
     if kind is None:
-        named = _by_label(space)
-    else:
-        values = {v for c in space.choices for v in levels_of(c, kind)}
-        mildest_first = sorted(values, reverse=kind != "sparsity")
-        named = [(_NAMES[kind](v), _uniform(space, kind, v)) for v in mildest_first]
-    return _without_base_and_repeats(named)
+        return _without_base_and_repeats(_by_label(space))
+    named = []
+    for transform in ("", *_shared_transforms(space, kind)):
+        values = {v for c in space.choices for v in levels_of(c, kind, transform)}
+        suffix = f"-{transform}" if transform else ""
+        for value in values:
+            found = _uniform(space, kind, value, transform)
+            named.append((value, f"{_NAMES[kind](value)}{suffix}", found))
+    named.sort(key=lambda one: one[0], reverse=kind != "sparsity")
+    return _without_base_and_repeats([(name, found) for _, name, found in named])
 
 
 def shared_kind(space: SearchSpace) -> LevelKind | None:
     """What "uniform" means in the space; None if it is the label."""
-    n_layers = len(space.searched_layers)
-    for kind in _KINDS:
-        offering = sum(len(c.layers) for c in space.choices if levels_of(c, kind))
-        if offering and 2 * offering >= n_layers:
-            return kind
-    return None
+    return next((kind for kind in _KINDS if _is_shared(space, kind)), None)
 
 
-def levels_of(choice: Choice, kind: LevelKind) -> dict[float, int]:
-    """Value of `kind` to the level that stands for it."""
+def _shared_transforms(space: SearchSpace, kind: LevelKind) -> list[str]:
+    options = [option for choice in space.choices for option in choice.options]
+    first = [o.schemes[0].stages[0].method for o in options if not o.schemes[0].is_base]
+    named = [m for m in dict.fromkeys(first) if METHODS[m].kind is StageKind.TRANSFORM]
+    return [transform for transform in named if _is_shared(space, kind, transform)]
+
+
+def _is_shared(space: SearchSpace, kind: LevelKind, transform: str = "") -> bool:
+    """True if at least half of the layers, and one, have levels of it."""
+    offering = sum(len(c.layers) for c in space.choices if levels_of(c, kind, transform))
+    return bool(offering) and 2 * offering >= len(space.searched_layers)
+
+
+def levels_of(choice: Choice, kind: LevelKind, transform: str = "") -> dict[float, int]:
+    """Value of `kind` to the level that stands for it, after a transform if one is named."""
     levels: dict[float, int] = {}
     for level, option in enumerate(choice.options):  # sorted by bytes: the dearest is kept
-        value = _value(option, kind)
+        value = _value(option, kind, transform)
         if value is None:
             continue
         best = levels.get(value)
@@ -65,27 +79,31 @@ def levels_of(choice: Choice, kind: LevelKind) -> dict[float, int]:
     return levels
 
 
-def _value(option: Option, kind: LevelKind) -> float | None:
-    """The option's value of `kind` if it is a scheme of that one stage, else None."""
+def _value(option: Option, kind: LevelKind, transform: str) -> float | None:
+    """The option's value of `kind` if it is a scheme of that stage and the transform, else None."""
     scheme = option.schemes[0]
     if kind == "parameter_ratio":  # resolved to ranks that differ by shape: only the label has it
         try:
             scheme = Scheme.parse(option.label)
         except SchemeError:
             return None
-    if len(scheme.stages) != 1:
+    *before, last = [stage.method for stage in scheme.stages] or [""]
+    if not last or before != ([transform] if transform else []):
         return None
-    value = dict(scheme.stages[0].options).get(kind)
+    value = dict(scheme.stages[-1].options).get(kind)
     return float(value) if isinstance(value, int | float) else None
 
 
-def _uniform(space: SearchSpace, kind: LevelKind, value: float) -> Allocation:
-    return space.decode({c.name: nearest_milder(c, kind, value) for c in space.choices})
+def _uniform(space: SearchSpace, kind: LevelKind, value: float, transform: str) -> Allocation:
+    return space.decode({c.name: nearest_milder(c, kind, value, transform) for c in space.choices})
 
 
-def nearest_milder(choice: Choice, kind: LevelKind, value: float) -> int:
-    """The level that a choice takes in the uniform baseline of that value."""
-    levels = levels_of(choice, kind)
+def nearest_milder(choice: Choice, kind: LevelKind, value: float, transform: str = "") -> int:
+    """The level that a choice takes in the uniform baseline of that value.
+
+    A choice without the transform takes the option without one.
+    """
+    levels = levels_of(choice, kind, transform) or levels_of(choice, kind)
     if kind == "sparsity":
         milder = [v for v in levels if v <= value]
         best = max(milder, default=None)

@@ -153,10 +153,28 @@ def test_an_option_that_is_not_finite_is_named_and_counts_as_huge(parts, caplog)
     assert "is not finite; it counts as 1e+06" in caplog.text
 
 
-def test_of_many_options_a_scheme_counts_as_the_sum_of_its_stages(parts):
-    joint = load_space("joint", parts["layout"].layers)
-    composed = build_option_table(**parts | {"space": joint})
-    choice = next(i for i, c in enumerate(joint.choices) if len(c.options) > MOST_EXACT)
+CROSSED = """
+schema_version: 1
+name: crossed
+description: Every combination of rank, sparsity and width.
+choices:
+  - roles: [query, key, value, qkv, output, gate, up, gate_up, down]
+    options:
+      - factorize: [none, {method: svd_llm, parameter_ratio: [0.5, 0.75]}]
+        sparsify: [none, {method: wanda, sparsity: 0.5}]
+        quantize: [none, {method: gptq, bits: [3, 4, 6, 8], group_size: 64}]
+"""
+
+
+@pytest.fixture
+def crossed(parts, tmp_path):
+    (tmp_path / "crossed.yaml").write_text(CROSSED)
+    return load_space(str(tmp_path / "crossed.yaml"), parts["layout"].layers)
+
+
+def test_of_many_options_a_scheme_counts_as_the_sum_of_its_stages(parts, crossed):
+    composed = build_option_table(**parts | {"space": crossed})
+    choice = next(i for i, c in enumerate(crossed.choices) if len(c.options) > MOST_EXACT)
     damage = dict(zip(composed.labels[choice], composed.damage[choice], strict=True))
     single = [label for label in damage if "+" not in label]
     both = [label for label in damage if label.count("+") == 1]
@@ -167,10 +185,9 @@ def test_of_many_options_a_scheme_counts_as_the_sum_of_its_stages(parts):
         assert damage[label] == pytest.approx(sum(damage[stage] for stage in stages))
 
 
-def test_sums_of_stages_rank_options_nearly_as_compressing_them_does(parts, monkeypatch):
-    joint = load_space("joint", parts["layout"].layers)
-    rich = next(choice for choice in joint.choices if len(choice.options) > MOST_EXACT)
-    one = replace(joint, choices=(rich,))
+def test_sums_of_stages_rank_options_nearly_as_compressing_them_does(parts, crossed, monkeypatch):
+    rich = next(choice for choice in crossed.choices if len(choice.options) > MOST_EXACT)
+    one = replace(crossed, choices=(rich,))
     composed = build_option_table(**parts | {"space": one})
     monkeypatch.setattr(build_table, "MOST_EXACT", 1000)
     exact = build_option_table(**parts | {"space": one})

@@ -191,6 +191,29 @@ def test_uniform_baselines_take_the_nearest_wider_option_and_else_the_base(space
     assert list(bits) == ["uniform-8bit", "uniform-4bit", "uniform-3bit"]
 
 
+def test_a_transform_that_half_of_the_layers_offer_makes_baselines_of_its_own(space_of):
+    space = space_of(
+        "- roles: [query, key, value, output, gate, up]\n"
+        "  options:\n"
+        "    - base\n"
+        "    - quantize: [{method: rtn, bits: [3, 4]}]\n"
+        "    - transform: [hadamard]\n"
+        "      quantize: [{method: rtn, bits: [3, 5]}]\n"
+        "- roles: [down]\n"
+        "  options: [rtn(bits=8), rtn(bits=4), awq+rtn(bits=3)]\n"
+    )
+    named = dict(space.baselines())
+    assert list(named) == [
+        "uniform-8bit", "uniform-5bit-hadamard", "uniform-4bit", "uniform-3bit",
+        "uniform-3bit-hadamard",
+    ]  # fmt: skip
+    harshest = named["uniform-3bit-hadamard"]
+    for name, scheme in harshest.items():
+        methods = [stage.method for stage in scheme.stages]
+        assert methods == (["rtn"] if "down" in name else ["hadamard", "rtn"])
+        assert dict(scheme.stages[-1].options)["bits"] == (4 if "down" in name else 3)
+
+
 def test_of_several_options_of_one_width_the_baseline_takes_the_dearest(space_of):
     space = space_of(
         "- roles: [down]\n"
