@@ -73,7 +73,8 @@ class Prepared:
             return inputs
         rows = inputs.float()
         if ready.transform is not None:
-            rows = ready.transform.method.inputs(rows, self.basis, ready.transform.options)
+            step = ready.transform
+            rows = step.method.inputs_of_kernels(rows, self.basis, step.options)
         if rounding is not None:
             whole, exact = rows, self.exact
             if exact is not None:

@@ -16,6 +16,7 @@ from hashlib import shake_128
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from autocompress.core.errors import SchemeError
 from autocompress.core.footprint import TensorLayout
@@ -23,6 +24,8 @@ from autocompress.methods.base import METHODS, Needs, Transform
 from autocompress.methods.coding import Stored
 from autocompress.methods.packing import unpack
 from autocompress.methods.problem import LayerProblem, LayerStatistics
+
+_AT_ONCE = 1 << 18  # elements: their passes stay in the caches
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,17 @@ class Hadamard(Transform[HadamardOptions]):
         """See `Transform.inputs`; T is orthogonal."""
         return rotated(rows, options.seed)
 
+    def inputs_of_kernels(
+        self,
+        rows: Tensor,
+        stored: Stored,  # noqa: ARG002
+        options: HadamardOptions,
+    ) -> Tensor:
+        """See `Transform.inputs_of_kernels`; two small products instead of log2(n) passes."""
+        left, right, signs = _factors(rows.shape[1], options.seed, rows.dtype, rows.device)
+        parts = (rows * signs).view(-1, len(left), len(right))
+        return (left @ (parts @ right)).view(rows.shape)
+
     def inputs_back(self, rows: Tensor, stored: Stored, options: HadamardOptions) -> Tensor:
         """See `Transform.inputs_back`."""
         return self.undo(rows, stored, options)
@@ -143,14 +157,56 @@ def _mixed(matrix: Tensor, *, transposed: bool) -> Tensor:
 
 def _walsh(matrix: Tensor) -> Tensor:
     """Orthonormal Walsh-Hadamard transform of each row (rows, n), n a power of two."""
+    found: Tensor = _Walsh.apply(matrix)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Walsh(torch.autograd.Function):
+    """The transform is its own transpose, so a backward is one more."""
+
+    @staticmethod
+    def forward(_: FunctionCtx, matrix: Tensor) -> Tensor:
+        found = torch.empty_like(matrix)
+        step = max(1, _AT_ONCE // matrix.shape[1])
+        for start in range(0, len(matrix), step):
+            found[start : start + step] = _butterflies(matrix[start : start + step])
+        return found.mul_(1 / math.sqrt(matrix.shape[1]))
+
+    @staticmethod
+    def backward(_: FunctionCtx, gradient: Tensor) -> Tensor:
+        return _walsh(gradient.contiguous())
+
+
+def _butterflies(matrix: Tensor) -> Tensor:
+    """Sums and differences over every factor of two of n, in turn."""
     rows, n = matrix.shape
     half = 1
     while half < n:
         pairs = matrix.view(rows, n // (2 * half), 2, half)
-        low, high = pairs[:, :, 0], pairs[:, :, 1]
-        matrix = torch.stack((low + high, low - high), dim=2).view(rows, n)
+        mixed = torch.empty_like(pairs)
+        torch.add(pairs[:, :, 0], pairs[:, :, 1], out=mixed[:, :, 0])
+        torch.sub(pairs[:, :, 0], pairs[:, :, 1], out=mixed[:, :, 1])
+        matrix = mixed.view(rows, n)
         half *= 2
-    return matrix * (1 / math.sqrt(n))
+    return matrix
+
+
+@lru_cache(maxsize=64)
+def _factors(
+    d: int, seed: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A (p, p), B (q, q) and the signs (d,) of ``x T = A X B``, X the signed x as (p, q).
+
+    ``C x H_n = (C x H_a) x H_b`` for every a b = n; p + q, the cost of an entry, is the least.
+    """
+    n, m = _power_and_rest(d)
+    q = min((2**k for k in range(n.bit_length())), key=lambda b: d // b + b)
+    cosines = _cosines(m).T.contiguous() if m > 1 else torch.ones(1, 1, dtype=torch.float64)
+    left = torch.kron(cosines, _walsh(torch.eye(n // q, dtype=torch.float64)))
+    right = _walsh(torch.eye(q, dtype=torch.float64))
+    found = (left, right, _signs(d, seed))
+    a, b, signs = (part.to(device, dtype).contiguous() for part in found)
+    return a, b, signs
 
 
 @lru_cache(maxsize=16)

@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from autocompress.core.scheme import Scheme, Stage
-from autocompress.methods import METHODS, LayerProblem, LayerStatistics, compress, footprint
+from autocompress.methods import (
+    METHODS,
+    LayerProblem,
+    LayerStatistics,
+    compress,
+    footprint,
+    hadamard,
+)
 from autocompress.methods.hadamard import rotated, rotated_back
 from autocompress.testing.method_contract import example_layer
 
@@ -75,6 +82,32 @@ def test_the_rotated_problem_has_the_statistics_of_rotated_inputs(d):
         problem.loss(problem.weight + rotated_back(torch.full((24, d), 0.1), 5)), rel=1e-4
     )
     assert HADAMARD.apply(problem, {}, OPTIONS) is moved  # shared by all that follows
+
+
+@pytest.mark.parametrize("d", [8, 12])
+def test_gradients_pass_through_the_rotation(d):
+    matrix = torch.randn(3, d, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda m: rotated(m, 5), matrix)
+    assert torch.autograd.gradcheck(lambda m: rotated_back(m, 5), matrix)
+
+
+def test_many_rows_are_rotated_like_few(monkeypatch):
+    rows = torch.randn(11, 24)
+    expected = rotated(rows, 5)
+    monkeypatch.setattr(hadamard, "_AT_ONCE", 40)
+    assert torch.equal(rotated(rows, 5), expected)
+
+
+@pytest.mark.parametrize("d", SIZES)
+@pytest.mark.parametrize("n", [1, 7])
+def test_kernels_rotate_by_two_small_products(d, n):
+    rows = torch.randn(2 * n, d)[::2]  # not contiguous
+    expected = HADAMARD.inputs(rows, {}, OPTIONS)
+    found = HADAMARD.inputs_of_kernels(rows, {}, OPTIONS)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert found.is_contiguous()
+    precise = HADAMARD.inputs_of_kernels(rows.double(), {}, OPTIONS)
+    torch.testing.assert_close(precise, rows.double() @ naive_rotation(d, 5), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("d", SIZES)
