@@ -44,9 +44,11 @@ def finalized(case: Case, allocation: Allocation) -> dict[str, Any]:
 
 
 def uniform(case: Case) -> list[dict[str, Any]]:
-    """Every uniform baseline on report tokens."""
+    """Every uniform baseline without a transform on report tokens."""
     held = Held(case)
-    return [held.measure(a) | {"name": name} for name, a in case.session.space.baselines()]
+    named = case.session.space.baselines()
+    plain = [(n, a) for n, a in named if all(len(scheme.stages) == 1 for _, scheme in a.items())]
+    return [held.measure(allocation) | {"name": name} for name, allocation in plain]
 
 
 def one_seed(arguments: argparse.Namespace, settings: SearchSettings) -> dict[str, Any]:
