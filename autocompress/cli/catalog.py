@@ -92,7 +92,7 @@ def device(
     as_json: Json = False,
 ) -> None:
     """Measure this machine: FLOP/s and bandwidth; with --model, its layers under each option."""
-    from autocompress.cost import require_profile_path, write_profile
+    from autocompress.cost import profile_document, require_profile_path, write_profile
     from autocompress.report.progress import StudyProgress
     from autocompress.report.tables import device_table
     from autocompress.workflows.device import measure_device
@@ -116,7 +116,7 @@ def device(
     if out is not None:
         write_profile(profile, out)
     if as_json:
-        print_json(profile.to_json())
+        print_json(profile_document(profile))
     else:
         console().print(device_table(profile))
 

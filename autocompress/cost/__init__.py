@@ -4,6 +4,7 @@ from autocompress.cost.latency import LatencyTable, LayerTime, PassTimes
 from autocompress.cost.model import CostModel, CostPart, layer_footprint
 from autocompress.cost.profile_file import (
     find_profile,
+    profile_document,
     read_profile,
     require_profile_path,
     write_profile,
@@ -21,6 +22,7 @@ __all__ = [
     "PassTimes",
     "find_profile",
     "layer_footprint",
+    "profile_document",
     "read_profile",
     "require_profile_path",
     "write_profile",

@@ -38,6 +38,11 @@ def require_profile_path(path: Path) -> None:
         )
 
 
+def profile_document(profile: DeviceProfile) -> dict[str, Any]:
+    """What a file holds of a profile; `read_profile` reads it back."""
+    return {"schema_version": SCHEMA_VERSION, **profile.to_json()}
+
+
 def write_profile(profile: DeviceProfile, path: Path) -> None:
     """Write a profile as JSON.
 
@@ -45,10 +50,9 @@ def write_profile(profile: DeviceProfile, path: Path) -> None:
         UsageError: the name of the file does not end in ``.json``, or it cannot be written.
     """
     require_profile_path(path)
-    document = {"schema_version": SCHEMA_VERSION, **profile.to_json()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(profile_document(profile), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(
             f"The device profile cannot be written to {path}: {error.strerror}. "

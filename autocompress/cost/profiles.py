@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+from autocompress.core.digest import digest
 from autocompress.core.errors import UsageError
 from autocompress.core.registry import Registry
 from autocompress.cost.latency import LatencyTable
@@ -43,6 +44,11 @@ class DeviceProfile:
                     f"{field} of device profile {self.name!r} must be positive and finite, but got "
                     f"{value!r}. The profiles that ship are in autocompress.cost.PROFILES."
                 )
+
+    @property
+    def digest(self) -> str:
+        """Stable across processes; equal for profiles that give equal times."""
+        return digest({name: value for name, value in self.to_json().items() if name != "origin"})
 
     def to_json(self) -> dict[str, Any]:
         """All fields by name; without `latency` if there is none."""

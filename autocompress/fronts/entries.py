@@ -125,7 +125,7 @@ class Finalized:
             "rebuilt_damage": _measurement_to_json(self.rebuilt_damage),
             "difference": _measurement_to_json(self.difference),
             **({"block_steps": self.block_steps} if self.block_steps else {}),
-            "report_damages": list(self.report_damages),
+            "report_damages": [_finite(damage) for damage in self.report_damages],
         }
 
     @classmethod
@@ -140,7 +140,7 @@ class Finalized:
             rebuilt_damage=_measurement_from_json(data["rebuilt_damage"]),
             difference=_measurement_from_json(data["difference"]),
             block_steps=int(data.get("block_steps", 0)),
-            report_damages=tuple(map(float, data.get("report_damages", ()))),
+            report_damages=tuple(map(_number, data.get("report_damages", ()))),
         )
 
 

@@ -11,13 +11,17 @@ from torch import nn
 
 from autocompress.core import Quality
 from autocompress.core.errors import UsageError
+from autocompress.cost import DEFAULT_PROFILE
 from autocompress.export import Manifest, is_export, stored_bytes
 from autocompress.export.exporter import Exporter
 from autocompress.export.formats import EXPORTERS
 from autocompress.models import load_base_model
+from autocompress.models.loading import device_refusal
 from autocompress.workflows.session import EXACT_DTYPE, QUIET, Progress, Session, open_session
 from autocompress.workflows.settings import SearchSettings, resolve_model
 from autocompress.workflows.tasks import recorded_details
+
+_ANYWHERE = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +135,15 @@ class _Conditions:
 def _claim_of(path: Path) -> _Conditions:
     """Those of the export's own claim."""
     measured: Mapping[str, Any] = Manifest.read(path).claim["measured"]
-    settings = SearchSettings.from_json(measured["settings"])
+    settings = _here(SearchSettings.from_json(measured["settings"]))
     pooling = recorded_details(measured)["pooling"]
     return _Conditions(settings, str(measured["dtype"]), int(measured["batch_size"]), pooling)
+
+
+def _here(settings: SearchSettings) -> SearchSettings:
+    """Without what the machine of the search had and quality does not depend on."""
+    device = _ANYWHERE if device_refusal(settings.device) else settings.device
+    return replace(settings, device=device, device_profile=DEFAULT_PROFILE)
 
 
 def _fresh(base: str) -> _Conditions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ from autocompress.workflows.tasks import require_same_details
 
 _log = logging.getLogger(__name__)
 
+_CLAIMED = ("storage_bytes", "quality", "cost_efficiency", "resources")
+"""What a manifest claims of a member, as `front.json` has it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verification:
@@ -45,11 +49,16 @@ class Verification:
         return all(agrees for *_, agrees in self.rows)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object for the manifest."""
+        """A JSON object for the manifest; numbers that are not finite become null."""
         return {
             "passed": self.passed,
             "checks": [
-                {"name": name, "claimed": claimed, "reloaded": reloaded, "passed": agrees}
+                {
+                    "name": name,
+                    "claimed": _finite(claimed),
+                    "reloaded": _finite(reloaded),
+                    "passed": agrees,
+                }
                 for name, claimed, reloaded, agrees in self.rows
             ],
         }
@@ -122,13 +131,11 @@ def _write(
     bank = _bank_of(session, record, member)
     session.progress.step(f"Packing {len(allocation)} layers")
     weights = {name: bank.packed(name, scheme) for name, scheme in allocation.items()}
+    published = member.to_json()
     claim = {
         "member": member.id,
         "base_model": session.settings.model,
-        "storage_bytes": member.storage_bytes,
-        "quality": member.quality.to_json(),
-        "cost_efficiency": member.cost_efficiency,
-        "resources": {name: r.to_json() for name, r in member.resources.items()},
+        **{name: published[name] for name in _CLAIMED},
         "measured": measured_on(session, record),
     }
     exporter.write(session.base, weights, out, claim=claim)
@@ -207,3 +214,7 @@ def require_same_model(session: Session, record: StudyRecord) -> None:
             "Next step: restore the model, or search again."
         )
     require_same_details(session.task, record.resolved, session.settings.model)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

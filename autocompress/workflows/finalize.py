@@ -124,7 +124,7 @@ def finalize_member(
     Raises:
         RunDirectoryError: no run, or it cannot be written.
         UnknownNameError: no such member.
-        UsageError: it is finalized already, or the model is not that of the run.
+        UsageError: it is finalized already, or model or device profile are not those of the run.
         NoAnswerError: it is not on the front, or compresses nothing but embeddings.
         TrialError: the rebuilt model cannot be measured.
     """
@@ -138,7 +138,19 @@ def finalize_member(
     record = StudyRecord.read(directory)
     session = open_session(record.settings, cache_directory(record.settings, directory), progress)
     require_same_model(session, record)
+    _require_same_device(session, record)
     return finalize_in(session, record, directory, document, member_id, block_steps=block_steps)
+
+
+def _require_same_device(session: Session, record: StudyRecord) -> None:
+    """Refuse to put a member on a front whose costs are those of another device."""
+    now = session.cost.profile.digest
+    if record.resolved.get("device_digest", now) != now:  # runs of version 0.1 do not say it
+        raise UsageError(
+            f"A member is finalized with the costs of its search, but the device profile "
+            f"{session.settings.device_profile} is another one now. Next step: restore it, or "
+            "search into a new --out directory."
+        )
 
 
 def finalize_in(

@@ -302,6 +302,7 @@ def study_record(session: Session, old: StudyRecord | None = None) -> StudyRecor
         "model_digest": session.base.digest,
         "splits_digest": session.splits.digest,
         "space_digest": session.space.digest,
+        "device_digest": session.cost.profile.digest,
     }
     if old is None:
         plan = session.plan()
@@ -310,10 +311,11 @@ def study_record(session: Session, old: StudyRecord | None = None) -> StudyRecor
         resolved |= resolved_owl(session, plan.dtype)
         return StudyRecord(session.settings, resolved)
     for name, value in facts.items():
-        if old.resolved[name] != value:
+        was = old.resolved.get(name, value)  # runs of version 0.1 do not say the device
+        if was != value:
             raise UsageError(
-                f"A resumed search needs the model, data and space of its first run, but the "
-                f"{name.replace('_', ' ')} was {old.resolved[name][:12]} and is {value[:12]}. "
+                f"A resumed search needs the model, data, space and device profile of its first "
+                f"run, but the {name.replace('_', ' ')} was {was[:12]} and is {value[:12]}. "
                 "Next step: restore them, or search into a new --out directory."
             )
     require_same_details(session.task, old.resolved, session.settings.model)

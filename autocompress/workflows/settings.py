@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -119,10 +120,10 @@ class SearchSettings:
 
     def _check_timeout(self) -> None:
         limit = self.trial_timeout_seconds
-        if limit is not None and not limit > 0:
+        if limit is not None and not 0 < limit < math.inf:
             raise UsageError(
-                f"--trial-timeout must be more than 0 seconds, but got {limit:g}. Next step: give "
-                "what a trial may take, or leave it away for no limit."
+                f"--trial-timeout must be finite and more than 0 seconds, but got {limit:g}. Next "
+                "step: give what a trial may take, or leave it away for no limit."
             )
         if limit is not None and self.driver == "local":
             raise UsageError(

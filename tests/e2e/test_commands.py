@@ -101,6 +101,35 @@ def test_evaluate_measures_an_export_as_its_manifest_claims(cli, run_dir, tmp_pa
     assert measured["quality"]["retained"] == pytest.approx(claim["quality"]["retained"], abs=1e-4)
 
 
+def test_evaluate_needs_nothing_that_only_the_machine_of_the_search_had(cli, run_dir, tmp_path):
+    out = tmp_path / "packed"
+    assert cli("export", run_dir, "uniform-3bit", "--out", out, "--no-verify").status == 0
+    manifest = json.loads((out / "autocompress.json").read_text())
+    manifest["claim"]["measured"]["settings"] |= {
+        "device": "cuda:99",
+        "device_profile": str(tmp_path / "gone.json"),
+    }
+    (out / "autocompress.json").write_text(json.dumps(manifest))
+    measured = cli("evaluate", out, "--json")
+    assert measured.status == 0, measured.err
+    claimed = manifest["claim"]["quality"]["retained"]
+    assert measured.document["quality"]["retained"] == pytest.approx(claimed, abs=1e-4)
+
+
+def test_a_member_with_numbers_that_were_not_finite_is_exported(cli, run_dir, tmp_path):
+    copied = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    front = json.loads((copied / "front.json").read_text())
+    member = next(b for b in front["baselines"] if b["name"] == "uniform-2bit")
+    member["quality"]["metrics"]["perplexity"] = {"value": None, "standard_error": None}
+    member["cost_efficiency"] = None
+    (copied / "front.json").write_text(json.dumps(front))
+    out = tmp_path / "packed"
+    done = cli("export", copied, "uniform-2bit", "--out", out, "--no-verify")
+    assert done.status == 0, done.err
+    claim = json.loads((out / "autocompress.json").read_text())["claim"]
+    assert claim["quality"] == member["quality"]
+
+
 def test_evaluate_of_the_base_retains_everything(cli, trained):
     measured = cli("evaluate", trained("llama"), "--tokens", "1024", "--json").document
     assert measured["quality"]["retained"] == pytest.approx(1.0)

@@ -6,7 +6,7 @@ from autocompress.core.errors import UsageError
 from autocompress.workflows.settings import SearchSettings
 
 
-@pytest.mark.parametrize("limit", [0.0, -5.0, float("nan")])
+@pytest.mark.parametrize("limit", [0.0, -5.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("driver", ["local", "ray"])
 def test_a_trial_may_take_more_than_no_time(driver, limit):
     with pytest.raises(UsageError, match=rf"more than 0 seconds, but got {limit:g}\. Next step"):
