@@ -39,6 +39,7 @@ def test_front_prints_one_json_document_and_nothing_else(cli, run_dir):
 def test_no_member_is_beaten_by_another_in_both_quality_and_bytes(cli, run_dir):
     document = cli("front", run_dir, "--json").document
     points = [(m["storage_bytes"], -m["quality"]["retained"]) for m in document["members"]]
+    assert len(points) > 3
     rivals = points + [
         (m["storage_bytes"], -m["quality"]["retained"]) for m in document["baselines"]
     ]
@@ -53,6 +54,9 @@ def test_a_pick_by_size_is_the_smallest_member_that_fits(cli, run_dir):
     limit = sorted(m["storage_bytes"] for m in members)[0]
     best = cli("pick", run_dir, "--by", "quality", "--max-bytes", limit, "--json").document
     assert best["storage_bytes"] == limit
+    without = cli("pick", run_dir, "--by", "quality", "--json").document
+    assert without["quality"]["retained"] == max(m["quality"]["retained"] for m in members)
+    assert without["storage_bytes"] > limit
 
 
 def test_the_command_line_and_python_pick_and_judge_alike(cli, run_dir):
@@ -251,6 +255,7 @@ def test_killed_and_resumed_equals_uninterrupted(trained, tmp_path, cli, sampler
     assert _archive(killed) == _archive(whole)
     fronts = [json.loads((d / "front.json").read_text())["members"] for d in (killed, whole)]
     assert fronts[0] == fronts[1]
+    assert any("name" not in member for member in fronts[0])
 
 
 @pytest.mark.slow

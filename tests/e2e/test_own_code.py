@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
-
-from autocompress.testing.tiny_models import save_tiny, tiny_batches, tiny_model, train_briefly
 
 from .conftest import SMALL
 
@@ -14,10 +14,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.timeout(400)
-def test_from_search_to_evaluation(own_code, cli, tmp_path):
-    model = tiny_model("llama")
-    train_briefly(model, tiny_batches("llama", n_batches=16), steps=80)
-    base = own_code(save_tiny("llama", tmp_path / "base", model=model))
+def test_from_search_to_evaluation(own_code, trained, cli, tmp_path):
+    base = own_code(Path(shutil.copytree(trained("llama"), tmp_path / "base")))
     run, out = tmp_path / "run", tmp_path / "out"
     search = ("search", base, "--space", "quick", "--budget", "5 trials", "--out", run, *SMALL)
     refused = cli(*search)

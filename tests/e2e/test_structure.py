@@ -7,7 +7,7 @@ import json
 import pytest
 from transformers import AutoModelForCausalLM
 
-from .conftest import SMALL, reloads_as_claimed
+from .conftest import SMALL, reloads_as_claimed, spread
 
 SPACE = """
 schema_version: 1
@@ -21,7 +21,7 @@ choices:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_members_without_some_parts_reload_and_a_dropped_block_leaves_the_dense_model(
     trained, cli, tmp_path
 ):
@@ -33,11 +33,11 @@ def test_members_without_some_parts_reload_and_a_dropped_block_leaves_the_dense_
     )  # fmt: skip
     assert searched.status == 0, searched.err
     front = json.loads((out / "front.json").read_text())
-    dropping = [m for m in front["members"] if "drop" in m["allocation"].values()]
-    assert dropping
+    dropping = spread([m for m in front["members"] if "drop" in m["allocation"].values()])
     for number, member in enumerate(dropping):
         reloads_as_claimed(cli, out, member, tmp_path / f"exported{number}")
     n_blocks = AutoModelForCausalLM.from_pretrained(trained("llama")).config.num_hidden_layers
+    blocks_gone = []
     for number, member in enumerate(dropping):
         dense = tmp_path / f"dense{number}"
         written = cli("export", out, member["id"][:12], "--format", "dense", "--out", dense)
@@ -52,3 +52,5 @@ def test_members_without_some_parts_reload_and_a_dropped_block_leaves_the_dense_
         )
         config = json.loads((dense / "config.json").read_text())
         assert config["num_hidden_layers"] == max(1, n_blocks - gone)
+        blocks_gone.append(gone)
+    assert max(blocks_gone) > 0
