@@ -39,14 +39,14 @@ def test_a_member_of_the_front_reloads_with_the_bytes_and_the_quality_it_claims(
 ):
     model, out = trained(family), tmp_path / "run"
     searched = cli(
-        "search", model, "--space", "joint", "--sampler", "nsga2", "--budget", "14 trials",
+        "search", model, "--space", "joint", "--sampler", "guided", "--budget", "20 trials",
         "--out", out, *SMALL,
     )  # fmt: skip
     assert searched.status == 0, searched.err
     document = json.loads((out / "front.json").read_text())
     jsonschema.validate(document, front_schema())
     assert {b["name"] for b in document["baselines"]} >= {"uniform-8bit", "uniform-4bit"}
-    assert len((out / "trials.jsonl").read_text().splitlines()) == 14
+    assert len((out / "trials.jsonl").read_text().splitlines()) == 20
     assert "<html" in (out / "report.html").read_text()
 
     member = most_mixed(document["members"])
