@@ -56,6 +56,16 @@ class Comparison:
         return self.bytes_saved if resource == STORAGE else self.saved[resource]
 
     @property
+    def is_duel(self) -> bool:
+        """True if another model than the baseline was judged."""
+        return self.difference is not None and not self.is_itself
+
+    @property
+    def is_flattered(self) -> bool:
+        """True if the tokens that judged the model also chose it."""
+        return self.is_duel and self.chosen_on == _REPORT
+
+    @property
     def label(self) -> str:
         """The verdict; ``tie (itself)`` where only the baseline matches itself."""
         return f"{self.verdict.value} (itself)" if self.is_itself else self.verdict.value
@@ -152,14 +162,16 @@ def comparison_summary(
         text += f"; the search found nothing else as good as {', '.join(alone)}"
     if failed:
         text += f"; it holds nothing as good as {', '.join(failed)}"
-    judged = [c for c in comparisons if c.difference is not None and not c.is_itself]
-    if any(c.difference and c.difference.damage is not None for c in judged):
+    duels = [c for c in comparisons if c.is_duel]
+    if any(c.difference and c.difference.damage is not None for c in duels):
         text += (
             ". Verdicts are of the damage of each sequence, in pairs, at 5 % for all baselines "
             "together; the errors of Δ retained take the two models as independent"
         )
-    if any(c.chosen_on == _REPORT for c in judged):
-        text += ". The best that fits is chosen on the same tokens, which flatters it"
+    flattered = [c.baseline for c in duels if c.is_flattered]
+    if flattered:
+        best = "The" if len(flattered) == len(duels) else f"Against {', '.join(flattered)} the"
+        text += f". {best} best that fits is chosen on the same tokens, which flatters it"
     return text + "."
 
 

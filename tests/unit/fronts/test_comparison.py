@@ -129,6 +129,16 @@ def test_the_line_for_people_says_where_the_search_found_nothing():
     assert comparison_summary(()) == ""
 
 
+def test_the_line_names_the_baselines_whose_rival_is_flattered():
+    baselines = [uniform(20, 0.9, "u4"), uniform(10, 0.7, "u3")]
+    members = [make_member("a", 9, 0.75), make_member("b", 19, 0.95)]
+    searched = {m.id: 1 - m.quality.retained for m in members}
+    known = against_baselines(members, baselines, searched=searched)
+    mixed = (replace(known[0], chosen_on="report"), known[1])
+    assert "Against u4 the best that fits is chosen on the same tokens" in comparison_summary(mixed)
+    assert "flatters" not in comparison_summary(known)
+
+
 def test_comparisons_are_published_and_read_back(tmp_path):
     baselines = [uniform(20, 0.9, "u4"), uniform(10, 0.7, "u3"), uniform(5, math.nan, "u2")]
     broken = replace(make_member("a", 19, 0.95), quality=MemberQuality(0.95, math.nan))

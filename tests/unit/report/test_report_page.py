@@ -90,6 +90,34 @@ def test_the_page_compares_each_baseline_with_the_best_at_no_more_bytes(document
     assert "comparisons" in page.ids
 
 
+@pytest.mark.parametrize(
+    ("chosen_on", "said"),
+    [
+        (("search", "search"), ["The model that is compared has the least damage on search"]),
+        (("report", "report"), ["The best that fits is chosen on the same tokens"]),
+        (
+            ("report", "search"),
+            ["Against u6 the best that fits is chosen", "Every other model that is compared has"],
+        ),
+    ],
+)
+def test_the_page_says_which_tokens_chose_what_is_compared(run_of_sixty, chosen_on, said):
+    document, trials, provenance = run_of_sixty
+    duel = next(c for c in document.comparisons if c.is_duel)
+    compared = tuple(
+        replace(duel, baseline=name, chosen_on=tokens)
+        for name, tokens in zip(("u6", "u4"), chosen_on, strict=True)
+    )
+    page = Page(render_report(replace(document, comparisons=compared), trials, provenance))
+    possible = [
+        "The model that is compared has the least damage on search",
+        "The best that fits is chosen on the same tokens",
+        "Against u6 the best that fits is chosen",
+        "Every other model that is compared has",
+    ]
+    assert [text for text in possible if text in page.text] == said
+
+
 def test_the_page_of_a_front_that_did_not_compare_has_no_such_section(run_of_sixty):
     document, trials, provenance = run_of_sixty
     old = Page(render_report(replace(document, comparisons=()), trials, provenance))
