@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,11 +98,12 @@ class _Solver:
         table = self._predictions.table
         searched = limit - table.fixed[resource]
         least = table.fixed[resource] + sum(float(c.min()) for c in table.cost(resource))
-        if limit < least:
+        if not limit >= least:
+            got = f"{limit:,.0f}" if resource == STORAGE else f"{limit:.6g}"
             raise UsageError(
-                f"The smallest {resource} of the space {self._predictions.space.name!r} is "
-                f"{least:,.6g}, but the limit is {limit:,.6g}. Next step: give at least that, or "
-                "search a space with smaller options."
+                f"The least that the space {self._predictions.space.name!r} can take is "
+                f"{_amount(resource, least)}, but the limit is {got}. Next "
+                "step: give at least that, or search a space with smaller options."
             )
         levels = solve(self._damages, padded(table.cost(resource)), searched)
         return self._solutions([levels])
@@ -128,3 +130,11 @@ class _Solver:
             )
             for levels, m, s in zip(candidates, mean, sd, strict=True)
         ]
+
+
+def _amount(resource: str, value: float) -> str:
+    """A limit in its unit; rounded up, so that what is read off is enough."""
+    if resource == STORAGE:
+        return f"{math.ceil(value):,} bytes"
+    step = 10.0 ** (math.floor(math.log10(value)) - 5) if value > 0 else 1.0
+    return f"{math.ceil(value / step) * step:.6g} ms per token"

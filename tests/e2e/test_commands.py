@@ -173,7 +173,7 @@ def test_a_new_budget_is_solved_from_the_run_alone(cli, run_dir):
     assert "not measured" in table.out
     too_small = cli("solve", run_dir, "--max-bytes", 10)
     assert too_small.status == 2
-    assert "The smallest storage_bytes" in too_small.err
+    assert "bytes, but the limit is 10. Next step: give at least that" in too_small.err
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -125,6 +126,27 @@ def test_without_a_budget_the_front_is_over_what_the_search_optimized(run):
 def test_a_budget_below_the_smallest_names_the_smallest(run):
     with pytest.raises(UsageError, match="2,600"):
         solve_run(run, max_bytes=2000)
+
+
+@pytest.mark.parametrize("odd", [0.1234567, 12.3456789, 1234567.89])
+def test_the_smallest_that_is_named_is_enough(run, odd):
+    predicted = predictions()
+    fixed = dict.fromkeys(predicted.table.fixed, odd)
+    Predictions(predicted.space, replace(predicted.table, fixed=fixed)).write(run)
+    with pytest.raises(UsageError) as least_time:
+        solve_run(run, max_latency_ms=0.1)
+    (named,) = re.findall(r"([\d.e+]+) ms per token", str(least_time.value))
+    assert solve_run(run, max_latency_ms=float(named))
+    with pytest.raises(UsageError) as least_size:
+        solve_run(run, max_bytes=1)
+    (named,) = re.findall(r"([\d,]+) bytes", str(least_size.value))
+    assert solve_run(run, max_bytes=int(named.replace(",", "")))
+
+
+@pytest.mark.parametrize("limit", ["max_bytes", "max_latency_ms"])
+def test_a_budget_that_is_no_number_is_refused(run, limit):
+    with pytest.raises(UsageError, match="but the limit is nan"):
+        solve_run(run, **{limit: float("nan")})
 
 
 def test_two_budgets_are_refused(run):
