@@ -106,7 +106,7 @@ def export_member(
     member = find_member(FrontDocument.read(directory), member_id)
     record = StudyRecord.read(directory)
     session = open_session(record.settings, cache_directory(record.settings, directory), progress)
-    require_same_model(session, record)
+    require_same_inputs(session, record)
     require_model(exporter, session.base)
     require(exporter, session.base.layout, Allocation.from_json(member.allocation))
     _write(session, record, member, out, exporter)
@@ -201,19 +201,29 @@ def verify_export(
     return Verification(rows)
 
 
-def require_same_model(session: Session, record: StudyRecord) -> None:
-    """Refuse to go on with a run whose base model, or its pooling, is another now.
+def require_same_inputs(session: Session, record: StudyRecord) -> None:
+    """Refuse to go on with a run whose base model, its pooling, or the data is another now.
+
+    Other data means other statistics to compress with, and report tokens that the rest of the
+    front was not measured on.
 
     Raises:
         UsageError: what differs.
     """
-    if session.base.digest != record.resolved["model_digest"]:
-        raise UsageError(
-            f"The run was made with other weights than {session.settings.model} now holds "
-            f"({record.resolved['model_digest'][:12]} then, {session.base.digest[:12]} now). "
-            "Next step: restore the model, or search again."
-        )
-    require_same_details(session.task, record.resolved, session.settings.model)
+    settings = session.settings
+    sources = {
+        "model_digest": ("weights", settings.model),
+        "splits_digest": ("data", settings.data),
+    }
+    now = {"model_digest": session.base.digest, "splits_digest": session.splits.digest}
+    for name, (what, source) in sources.items():
+        then = record.resolved[name]
+        if now[name] != then:
+            raise UsageError(
+                f"The run was made with other {what} than {source} now holds ({then[:12]} then, "
+                f"{now[name][:12]} now). Next step: restore the {what}, or search again."
+            )
+    require_same_details(session.task, record.resolved, settings.model)
 
 
 def _finite(value: float) -> float | None:

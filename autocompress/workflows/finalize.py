@@ -38,7 +38,7 @@ from autocompress.search import TrialContext
 from autocompress.search.journal import JOURNAL_FILE, read_journal
 from autocompress.search.run_trial import run_trial
 from autocompress.workflows.contexts import report_context, search_context
-from autocompress.workflows.export import require_same_model
+from autocompress.workflows.export import require_same_inputs
 from autocompress.workflows.publish import (
     REPORT_JOURNAL,
     measured_members,
@@ -137,7 +137,7 @@ def finalize_member(
     _ = _member_to_rebuild(document, member_id)  # before the model is loaded
     record = StudyRecord.read(directory)
     session = open_session(record.settings, cache_directory(record.settings, directory), progress)
-    require_same_model(session, record)
+    require_same_inputs(session, record)
     _require_same_device(session, record)
     return finalize_in(session, record, directory, document, member_id, block_steps=block_steps)
 

@@ -70,6 +70,12 @@ _log = logging.getLogger(__name__)
 
 MIRROR = "optuna.log"
 IN_PART = "interrupted: the front is of what is measured; --resume completes it"
+_INPUTS = {
+    "model_digest": "model",
+    "splits_digest": "data",
+    "space_digest": "space",
+    "device_digest": "device profile",
+}
 INTERRUPTED = "interrupted: publishing what is finished (Ctrl-C again to stop at once)"
 
 
@@ -314,9 +320,9 @@ def study_record(session: Session, old: StudyRecord | None = None) -> StudyRecor
         was = old.resolved.get(name, value)  # runs of version 0.1 do not say the device
         if was != value:
             raise UsageError(
-                f"A resumed search needs the model, data, space and device profile of its first "
-                f"run, but the {name.replace('_', ' ')} was {was[:12]} and is {value[:12]}. "
-                "Next step: restore them, or search into a new --out directory."
+                "A resumed search needs the model, data, space and device profile of its first run, "
+                f"but the {_INPUTS[name]} changed ({was[:12]} then, {value[:12]} now). Next step: "
+                "restore it, or search into a new --out directory."
             )
     require_same_details(session.task, old.resolved, session.settings.model)
     return StudyRecord(session.settings, old.resolved)

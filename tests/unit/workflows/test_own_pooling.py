@@ -15,7 +15,7 @@ from autocompress.models.curvature_pass import TEMPERING
 from autocompress.report.tables import evaluation_table
 from autocompress.testing.tiny_models import save_tiny, tiny_model
 from autocompress.workflows.evaluate import evaluate_model
-from autocompress.workflows.export import require_same_model
+from autocompress.workflows.export import require_same_inputs
 from autocompress.workflows.search import study_record
 from autocompress.workflows.session import open_session
 from autocompress.workflows.settings import SearchSettings, StudyRecord
@@ -89,15 +89,15 @@ def test_the_pooling_is_recorded_and_a_run_of_another_one_is_not_gone_on_with(fo
     session = opened(folder, "cls")
     record = study_record(session)
     assert record.resolved["pooling"] == "cls"
-    require_same_model(session, record)
+    require_same_inputs(session, record)
     now = opened(folder, "mean")
-    for refuse in (require_same_model, study_record):
+    for refuse in (require_same_inputs, study_record):
         with pytest.raises(UsageError, match=r"pooling 'cls', but the pipeline .* says 'mean'"):
             refuse(now, record)
     # a run of a version that pooled by the mean and did not say so
     resolved = {k: v for k, v in record.resolved.items() if k != "pooling"}
     old = StudyRecord(record.settings, resolved)
-    require_same_model(now, old)
+    require_same_inputs(now, old)
     with pytest.raises(UsageError, match=r"pooling 'mean', but the pipeline .* says 'cls'"):
         study_record(session, old)
 
