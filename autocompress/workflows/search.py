@@ -320,9 +320,9 @@ def study_record(session: Session, old: StudyRecord | None = None) -> StudyRecor
         was = old.resolved.get(name, value)  # runs of version 0.1 do not say the device
         if was != value:
             raise UsageError(
-                "A resumed search needs the model, data, space and device profile of its first run, "
-                f"but the {_INPUTS[name]} changed ({was[:12]} then, {value[:12]} now). Next step: "
-                "restore it, or search into a new --out directory."
+                "A resumed search needs the model, data, space and device profile of its first "
+                f"run, but the {_INPUTS[name]} changed ({was[:12]} then, {value[:12]} now). Next "
+                "step: restore it, or search into a new --out directory."
             )
     require_same_details(session.task, old.resolved, session.settings.model)
     return StudyRecord(session.settings, old.resolved)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from autocompress.core.errors import (
     nearest,
 )
 from autocompress.core.files import write_atomically
+from autocompress.evaluate.data import CORPORA
 from autocompress.export.targets import TARGETS
 
 STUDY_FILE = "study.yaml"
@@ -205,16 +207,20 @@ class StudyRecord:
     resolved: Mapping[str, Any]
 
     def write(self, directory: Path) -> None:
-        """Write `study.yaml` by atomic rename."""
+        """Write `study.yaml` by atomic rename, with the way from there to the working directory."""
         text = yaml.safe_dump(
-            {"settings": self.settings.to_json(), "resolved": dict(self.resolved)},
+            {
+                "settings": self.settings.to_json(),
+                "resolved": dict(self.resolved),
+                "started_in": os.path.relpath(Path.cwd(), directory.resolve()),
+            },
             sort_keys=False,
         )
         write_atomically(directory / STUDY_FILE, text)
 
     @classmethod
     def read(cls, directory: Path) -> StudyRecord:
-        """Read `study.yaml`.
+        """Read `study.yaml`; relative paths are those from the current working directory.
 
         Raises:
             RunDirectoryError: there is none, or it is damaged.
@@ -227,12 +233,36 @@ class StudyRecord:
             )
         try:
             data = yaml.safe_load(path.read_text(encoding="utf-8"))
-            return cls(SearchSettings.from_json(data["settings"]), data["resolved"])
+            settings = SearchSettings.from_json(data["settings"])
+            if "started_in" in data:  # not in runs of older versions
+                settings = _seen_from_here(settings, directory.resolve() / data["started_in"])
+            return cls(settings, data["resolved"])
         except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise RunDirectoryError(
                 f"{path} is damaged ({type(error).__name__}: {error}). Next step: restore it from "
                 "a backup, or search into a new --out directory."
             ) from error
+
+
+_PATHS = ("model", "data", "space", "device_profile", "cache")
+
+
+def _seen_from_here(settings: SearchSettings, start: Path) -> SearchSettings:
+    """The settings with the relative paths that hold from `start`, but not from here, rewritten."""
+    values = {name: getattr(settings, name) for name in _PATHS}
+    moved = {
+        name: os.path.relpath(start / value)
+        for name, value in values.items()
+        if value and not Path(value).exists() and _is_path(name, start / value)
+    }
+    return replace(settings, **moved)
+
+
+def _is_path(name: str, path: Path) -> bool:
+    """Whether a search that looked there took a setting for this path, not for a name."""
+    if name in ("space", "device_profile"):
+        return path.is_file()
+    return path.exists() and not (name == "data" and path.name in CORPORA)
 
 
 def cache_directory(settings: SearchSettings, directory: Path) -> Path:
