@@ -43,7 +43,9 @@ def test_a_run_does_not_go_on_with_the_times_of_another_device(settings, tmp_pat
     assert study_record(again, record).resolved == record.resolved
     _require_same_device(again, record)
     faster = opened(settings, replace(HERE, bytes_per_second=4e10), tmp_path)
-    with pytest.raises(UsageError, match="device profile of its first run, but the device digest"):
+    with pytest.raises(
+        UsageError, match="device profile of its first run, but the device profile changed"
+    ):
         study_record(faster, record)
     with pytest.raises(UsageError, match="is another one now"):
         _require_same_device(faster, record)
