@@ -34,6 +34,10 @@ class TrialProgress(Protocol):
         """Those of them that were stopped early."""
 
     @property
+    def n_failed(self) -> int:
+        """Those of them that something went wrong with."""
+
+    @property
     def fraction(self) -> float:
         """Share of the budget that is spent."""
 
@@ -123,9 +127,10 @@ class StudyProgress:
 
     def trial(self, progress: TrialProgress) -> None:
         """Show where the study stands after a trial."""
-        note = f"{progress.n_done} trials"
-        if progress.n_early_stopped:
-            note += f" ({progress.n_early_stopped} stopped early)"
+        counts = ((progress.n_early_stopped, "stopped early"), (progress.n_failed, "failed"))
+        beside = ", ".join(f"{count} {what}" for count, what in counts if count)
+        note = f"{progress.n_done} trial{'s' * (progress.n_done != 1)}"
+        note += f" ({beside})" if beside else ""
         note += f", {len(progress.best)} on the front"
         if progress.remaining:
             note += f", {progress.remaining} left"

@@ -49,6 +49,7 @@ class Progress:
     Attributes:
         n_done: finished trials, earlier runs included.
         n_early_stopped: those of them that were stopped early.
+        n_failed: those of them that something went wrong with.
         fraction: share of the scarcest budget that is spent or reserved, 0 to 1.
         remaining: what is left of each budget, for people.
         best: the measured trials that no other trial beats on damage and all
@@ -58,6 +59,7 @@ class Progress:
 
     n_done: int
     n_early_stopped: int
+    n_failed: int
     fraction: float
     remaining: str
     best: tuple[TrialResult, ...]
@@ -127,7 +129,7 @@ class Study:
         self._costs: dict[Allocation, Costs | None] = {}
         self._front: Front[TrialResult] = Front()
         self._rivals = Rivals() if racing is not None else None
-        self._n_early_stopped = 0
+        self._n_early_stopped = self._n_failed = 0
         self._reserve = reserve
         self._clock = clock or Clock()
         self._clock.hold(driver.n_gpus)
@@ -283,6 +285,7 @@ class Study:
             Progress(
                 n_done=len(self._done),
                 n_early_stopped=self._n_early_stopped,
+                n_failed=self._n_failed,
                 fraction=self._budget.fraction(spent),
                 remaining=self._budget.remaining(spent),
                 best=self._front.members,
@@ -295,6 +298,7 @@ class Study:
         self._known.learn(result)
         self._note_tried(result.request.allocation)
         self._n_early_stopped += result.is_early_stopped
+        self._n_failed += result.has_failed
         self._enter_race(result)
         self._sampler.tell(result)
 

@@ -18,10 +18,11 @@ from autocompress.report.provenance import (
 )
 
 
-def at(number, of=20):
+def at(number, of=20, n_failed=0):
     return SimpleNamespace(
         n_done=number,
         n_early_stopped=max(0, number - 10),
+        n_failed=n_failed,
         fraction=number / of,
         remaining=f"{of - number} trials",
         best=("x", "y"),
@@ -44,6 +45,21 @@ def test_a_log_gets_one_line_per_step_and_per_tenth_of_the_budget():
     assert lines[1] == " 10%  2 trials, 2 on the front, 18 trials left"
     assert lines[-2].startswith("100%  20 trials (10 stopped early), 2 on the front")
     assert len(lines) == 12
+
+
+@pytest.mark.parametrize(
+    ("number", "n_failed", "said"),
+    [
+        (1, 0, "1 trial, 2"),
+        (9, 3, "9 trials (3 failed), 2"),
+        (12, 3, "12 trials (2 stopped early, 3 failed), 2"),
+    ],
+)
+def test_a_log_says_how_many_trials_failed(number, n_failed, said):
+    stream = io.StringIO()
+    progress = StudyProgress(enabled=True, console=Console(file=stream, width=100))
+    progress.trial(at(number, of=number, n_failed=n_failed))
+    assert f"100%  {said} on the front" in stream.getvalue()
 
 
 def test_a_terminal_gets_a_bar_with_the_time_left():

@@ -215,9 +215,13 @@ def test_a_space_that_is_used_up_ends_the_study(tmp_path):
 
 
 def test_failed_trials_are_in_the_journal_with_their_error(tmp_path):
-    results, _ = search(tmp_path, space=space_of(["rtn(bits=4)", "fail"]), budget="6 trials")
+    space, seen = space_of(["rtn(bits=4)", "fail"]), []
+    results, _ = search(tmp_path, space=space, budget="6 trials", progress=seen.append)
     failed = [r for r in results if r.status is TrialStatus.FAILED]
     assert failed
+    assert seen[-1].n_failed == len(failed)
+    assert search(tmp_path, space=space, budget="7 trials", progress=seen.append)
+    assert seen[-1].n_failed - len(failed) == seen[-1].last.has_failed  # a resume counts them too
     lines = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()]
     assert {line["error"] for line in lines if line["status"] == "failed"} == {
         "ValueError: scripted failure"
