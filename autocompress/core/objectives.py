@@ -66,7 +66,7 @@ class Objectives:
         if not self.resources or len(set(self.resources)) < len(self.resources):
             raise UsageError(
                 "A search optimizes quality and at least one resource, each named once, but got "
-                f"{', '.join(self.names)}. Example: --optimize quality,bytes."
+                f"{self.text!r}. Example: --optimize quality,bytes."
             )
 
     @classmethod

@@ -23,7 +23,7 @@ def parse_aims(texts: Sequence[str], objectives: Objectives) -> tuple[float, ...
     if not texts:
         return ()
     if objectives.main == STORAGE:
-        return tuple(float(parse_bytes(text)) for text in texts)
+        return tuple(map(_parse_size, texts))
     if objectives.main == LATENCY:
         return tuple(map(parse_milliseconds, texts))
     raise UsageError(
@@ -31,6 +31,15 @@ def parse_aims(texts: Sequence[str], objectives: Objectives) -> tuple[float, ...
         f"{short_name(objectives.main)} first. Next step: leave --aim away, or name bytes or "
         "latency before the other resources."
     )
+
+
+def _parse_size(text: str) -> float:
+    if _TIME.fullmatch(text):
+        raise UsageError(
+            "Where bytes are the first resource of --optimize, an aim is a size, but got the time "
+            f"{text!r}. Next step: add --optimize quality,latency, or give a size such as 60MB."
+        )
+    return float(parse_bytes(text))
 
 
 def parse_milliseconds(text: str) -> float:

@@ -52,7 +52,7 @@ def test_what_is_written_reads_back_whatever_resources_are_named():
         ("bytes", "--optimize quality,bytes"),
         ("quality", "at least one resource"),
         ("quality,quality,bytes", "names quality once"),
-        ("quality,bytes,bytes", "each named once"),
+        ("quality,bytes,bytes", "each named once, but got 'quality,bytes,bytes'"),
         ("", "Available"),
     ],
 )

@@ -56,6 +56,12 @@ def test_an_aim_that_is_no_time_is_refused_with_an_example(text):
         parse_aims([text], LATENCY_FIRST)
 
 
+@pytest.mark.parametrize("text", ["3ms", "800 us", "0.01s"])
+def test_a_time_where_bytes_come_first_is_refused_with_what_would_take_it(text):
+    with pytest.raises(UsageError, match=r"is a size, but got .*--optimize quality,latency"):
+        parse_aims([text], BOTH)
+
+
 def trial(number, damage, size, time):
     quality = Quality(1.0 - damage, 0.0, Measurement(damage, 0.0), {}, 10)
     resources = {STORAGE: Resource(size, "bytes", "x"), LATENCY: Resource(time, "ms", "x")}
