@@ -13,6 +13,7 @@ from autocompress.methods import METHODS, StageKind
 from autocompress.spaces.space import Choice, Option, SearchSpace
 
 LevelKind = Literal["bits", "sparsity", "parameter_ratio"]
+_WITH_TRANSFORM = 2  # stages
 _KINDS: tuple[LevelKind, ...] = ("bits", "sparsity", "parameter_ratio")
 
 _NAMES: dict[LevelKind, Callable[[float], str]] = {
@@ -54,9 +55,9 @@ def shared_kind(space: SearchSpace) -> LevelKind | None:
 
 
 def _shared_transforms(space: SearchSpace, kind: LevelKind) -> list[str]:
-    options = [option for choice in space.choices for option in choice.options]
-    first = [o.schemes[0].stages[0].method for o in options if not o.schemes[0].is_base]
-    named = [m for m in dict.fromkeys(first) if METHODS[m].kind is StageKind.TRANSFORM]
+    schemes = [option.schemes[0] for choice in space.choices for option in choice.options]
+    first = dict.fromkeys(s.stages[0].method for s in schemes if len(s.stages) == _WITH_TRANSFORM)
+    named = [method for method in first if METHODS[method].kind is StageKind.TRANSFORM]
     return [transform for transform in named if _is_shared(space, kind, transform)]
 
 
