@@ -82,7 +82,7 @@ def collect_slopes(
         ModelError: a layer name is unknown.
     """
     first = next(module.parameters())
-    dtype = slope_dtype(first.dtype, first.device)
+    dtype = _slope_dtype(first.dtype, first.device)
     along = _Errors(layout, n_errors, errors, dtype, memory_budget_bytes)
     samples = [(draw, place) for draw in range(draws) for place in range(len(sequences))]
     found = {
@@ -105,7 +105,7 @@ def collect_slopes(
     return Slopes(found, n_units)
 
 
-def slope_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+def _slope_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """Of errors and gradients: the model's own on a GPU, float32 on CPUs, where it is faster."""
     return dtype if device.type == "cuda" else torch.float32
 
