@@ -22,6 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from allocators import SPACES, Case, Held, damage_of, settings_of, tokens_of
 
 from autocompress.core import TrialResult
@@ -135,7 +136,28 @@ def races(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         row_of((Path(space).stem, sampler), study_, box, arguments.measure_again)
         for (space, sampler), study_ in found.items()
     ]
-    return {"seed": seed, "box": [box.worst, box.most_bytes, box.floor], "rows": rows}
+    return {
+        "seed": seed, "box": [box.worst, box.most_bytes, box.floor], "rows": rows,
+        "at_megabytes": at_megabytes(rows, arguments.megabytes),
+    }  # fmt: skip
+
+
+def at_megabytes(rows: Sequence[dict[str, Any]], sizes: Sequence[float]) -> list[dict[str, Any]]:
+    """Damage of each front at each size, interpolated in its logarithm between measured members.
+
+    Sizes outside of a front are left out.
+    """
+    found = []
+    for row in rows:
+        members = sorted(
+            (m["bytes"] / 1e6, math.log(m["damage"]["value"])) for m in row["report_front"]
+        )
+        megabytes, logs = zip(*members, strict=True)
+        inside = [size for size in sizes if megabytes[0] <= size <= megabytes[-1]]
+        damages = np.exp(np.interp(inside, megabytes, logs))
+        named = {f"{size:g}": float(f"{d:.5g}") for size, d in zip(inside, damages, strict=True)}
+        found.append({"space": row["space"], "sampler": row["sampler"], "damage": named})
+    return found
 
 
 def common_box(found: dict[Any, Any], floor: float, cases: dict[str, Case]) -> Box:
@@ -176,6 +198,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--floor", type=float, default=1e-5, help="least damage that counts")
     parser.add_argument("--measure-again", type=int, default=40, help="models on report tokens")
+    parser.add_argument(
+        "--megabytes", type=float, nargs="+", default=[], help="sizes that fronts are compared at"
+    )
     parser.add_argument("--calibration-tokens", type=int, default=8192)
     parser.add_argument("--search-tokens", type=int, default=4096)
     parser.add_argument("--report-tokens", type=int, default=8192)
