@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from autocompress.core import DEFAULT_OBJECTIVES, STORAGE, Measurement, Objectives
+from autocompress.core import DEFAULT_OBJECTIVES, STORAGE, Objectives
 from autocompress.core.objectives import takes_no_more
 from autocompress.fronts.difference import Difference, Differences, Verdict, holm, unpaired
-from autocompress.fronts.entries import Member
+from autocompress.fronts.entries import Member, measurement_from_json, measurement_to_json
 
 _SEARCH, _REPORT = "search", "report"
 
@@ -81,9 +81,9 @@ class Comparison:
         data |= {"bytes_saved": self.bytes_saved}
         data |= {"saved": dict(self.saved)} if self.saved else {}
         data |= {"is_itself": True} if self.is_itself else {}
-        data["retained_difference"] = _to_json(difference.retained)
+        data["retained_difference"] = measurement_to_json(difference.retained)
         if difference.damage is not None:
-            data["damage_difference_per_sequence"] = _to_json(difference.damage)
+            data["damage_difference_per_sequence"] = measurement_to_json(difference.damage)
             data["sequences"] = difference.n_sequences
         data["p_value"] = difference.p_value
         return data
@@ -95,8 +95,8 @@ class Comparison:
         if "retained_difference" in data:
             damage = data.get("damage_difference_per_sequence")
             difference = Difference(
-                _from_json(data["retained_difference"]),
-                _from_json(damage) if damage else None,
+                measurement_from_json(data["retained_difference"]),
+                measurement_from_json(damage) if damage else None,
                 int(data.get("sequences", 0)),
             )
         return cls(
@@ -288,13 +288,3 @@ def _compared(field_of: _Field, duel: _Duel, is_significant: bool) -> Comparison
         judged="" if model.id == member.id else model.id,
         chosen_on=_REPORT if duel.fallback is not None else duel.chosen_on,
     )
-
-
-def _to_json(measurement: Measurement) -> dict[str, float | None]:
-    values = measurement.to_json()
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
-def _from_json(data: Mapping[str, float | None]) -> Measurement:
-    value, error = (math.nan if x is None else x for x in (data["value"], data["standard_error"]))
-    return Measurement(value, error)

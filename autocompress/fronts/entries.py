@@ -16,6 +16,7 @@ from autocompress.core import (
     Resource,
     Resources,
 )
+from autocompress.core.nullable import or_nan, or_null
 
 _RELATIVE = "relative_"
 
@@ -42,10 +43,10 @@ class MemberQuality:
     def to_json(self) -> dict[str, Any]:
         """A JSON object; numbers that are not finite become null."""
         return {
-            "retained": _finite(self.retained),
-            "standard_error": _finite(self.standard_error),
+            "retained": or_null(self.retained),
+            "standard_error": or_null(self.standard_error),
             "metrics": {
-                name: _measurement_to_json(metric) for name, metric in sorted(self.metrics.items())
+                name: measurement_to_json(metric) for name, metric in sorted(self.metrics.items())
             },
         }
 
@@ -53,9 +54,9 @@ class MemberQuality:
     def from_json(cls, data: Mapping[str, Any]) -> MemberQuality:
         """The inverse of `to_json`; null becomes NaN."""
         return cls(
-            _number(data["retained"]),
-            _number(data["standard_error"]),
-            {name: _measurement_from_json(m) for name, m in data["metrics"].items()},
+            or_nan(data["retained"]),
+            or_nan(data["standard_error"]),
+            {name: measurement_from_json(m) for name, m in data["metrics"].items()},
         )
 
 
@@ -121,11 +122,11 @@ class Finalized:
             "statistics": self.statistics,
             "statistics_digest": self.statistics_digest,
             "changed": dict(sorted(self.changed.items())),
-            "search_damage": _measurement_to_json(self.search_damage),
-            "rebuilt_damage": _measurement_to_json(self.rebuilt_damage),
-            "difference": _measurement_to_json(self.difference),
+            "search_damage": measurement_to_json(self.search_damage),
+            "rebuilt_damage": measurement_to_json(self.rebuilt_damage),
+            "difference": measurement_to_json(self.difference),
             **({"block_steps": self.block_steps} if self.block_steps else {}),
-            "report_damages": [_finite(damage) for damage in self.report_damages],
+            "report_damages": [or_null(damage) for damage in self.report_damages],
         }
 
     @classmethod
@@ -136,11 +137,11 @@ class Finalized:
             statistics=str(data["statistics"]),
             statistics_digest=str(data["statistics_digest"]),
             changed=dict(data["changed"]),
-            search_damage=_measurement_from_json(data["search_damage"]),
-            rebuilt_damage=_measurement_from_json(data["rebuilt_damage"]),
-            difference=_measurement_from_json(data["difference"]),
+            search_damage=measurement_from_json(data["search_damage"]),
+            rebuilt_damage=measurement_from_json(data["rebuilt_damage"]),
+            difference=measurement_from_json(data["difference"]),
             block_steps=int(data.get("block_steps", 0)),
-            report_damages=tuple(map(_number, data.get("report_damages", ()))),
+            report_damages=tuple(map(or_nan, data.get("report_damages", ()))),
         )
 
 
@@ -194,7 +195,7 @@ class Member:
             "size_reduction": self.size_reduction,
             "quality": self.quality.to_json(),
             "resources": _resources_to_json(self.resources),
-            "cost_efficiency": _finite(self.cost_efficiency),
+            "cost_efficiency": or_null(self.cost_efficiency),
             "allocation": dict(self.allocation),
             **({"finalized": self.finalized.to_json()} if self.finalized else {}),
         }
@@ -209,7 +210,7 @@ class Member:
             size_reduction=float(data["size_reduction"]),
             quality=MemberQuality.from_json(data["quality"]),
             resources=_resources_from_json(data["resources"]),
-            cost_efficiency=_number(data["cost_efficiency"]),
+            cost_efficiency=or_nan(data["cost_efficiency"]),
             allocation=dict(data["allocation"]),
             name=str(data.get("name", "")),
             source=str(data.get("source", "")),
@@ -332,31 +333,25 @@ class ReferencePoint:
         return cls(float(data["quality_loss"]), relative)
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def measurement_to_json(measurement: Measurement) -> dict[str, float | None]:
+    """A JSON object; numbers that are not finite become null."""
+    return {key: or_null(value) for key, value in measurement.to_json().items()}
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _measurement_to_json(measurement: Measurement) -> dict[str, float | None]:
-    return {key: _finite(value) for key, value in measurement.to_json().items()}
-
-
-def _measurement_from_json(data: Mapping[str, float | None]) -> Measurement:
-    return Measurement(_number(data["value"]), _number(data["standard_error"]))
+def measurement_from_json(data: Mapping[str, float | None]) -> Measurement:
+    """The inverse of `measurement_to_json`; null becomes NaN."""
+    return Measurement(or_nan(data["value"]), or_nan(data["standard_error"]))
 
 
 def _resources_to_json(resources: Resources) -> dict[str, Any]:
     return {
-        name: {**resource.to_json(), "value": _finite(resource.value)}
+        name: {**resource.to_json(), "value": or_null(resource.value)}
         for name, resource in sorted(resources.items())
     }
 
 
 def _resources_from_json(data: Mapping[str, Any]) -> dict[str, Resource]:
     return {
-        name: Resource(_number(r["value"]), str(r["unit"]), str(r["origin"]))
+        name: Resource(or_nan(r["value"]), str(r["unit"]), str(r["origin"]))
         for name, r in data.items()
     }

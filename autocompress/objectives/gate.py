@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from autocompress.core import LATENCY, Resources
 from autocompress.core.errors import CheckpointError, UsageError
+from autocompress.core.nullable import or_nan, or_null
 
 
 class _Quality(Protocol):
@@ -80,11 +81,11 @@ class Candidate:
             latency = claim["resources"].get(LATENCY, {})
             return cls(
                 str(claim["member"]),
-                _number(claim["quality"]["retained"]),
-                _number(claim["quality"]["standard_error"]),
+                or_nan(claim["quality"]["retained"]),
+                or_nan(claim["quality"]["standard_error"]),
                 storage_bytes,
-                _number(claim["cost_efficiency"]),
-                _number(latency.get("value")),
+                or_nan(claim["cost_efficiency"]),
+                or_nan(latency.get("value")),
                 str(latency.get("origin", "")),
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -97,11 +98,11 @@ class Candidate:
         """A JSON object; what is not known is null."""
         return {
             "id": self.id,
-            "retained": _known(self.retained),
-            "standard_error": _known(self.standard_error),
+            "retained": or_null(self.retained),
+            "standard_error": or_null(self.standard_error),
             "storage_bytes": self.storage_bytes,
-            "cost_efficiency": _known(self.cost_efficiency),
-            "latency_ms_per_token": _known(self.latency_ms_per_token),
+            "cost_efficiency": or_null(self.cost_efficiency),
+            "latency_ms_per_token": or_null(self.latency_ms_per_token),
             "latency_origin": self.latency_origin or None,
         }
 
@@ -137,11 +138,11 @@ class Check:
         """A JSON object; what is not known is null."""
         return {
             "name": self.name,
-            "value": _known(self.value),
-            "threshold": _known(self.threshold),
+            "value": or_null(self.value),
+            "threshold": or_null(self.threshold),
             "rule": "at least" if self.is_floor else "at most",
             "passed": self.passed,
-            "standard_error": _known(self.standard_error),
+            "standard_error": or_null(self.standard_error),
             "within_noise": self.is_within_noise,
             **({"origin": self.origin} if self.origin else {}),
         }
@@ -192,11 +193,3 @@ def _check(
         raise UsageError(f"A threshold is a number, but that of {name} is NaN.")
     passed = value >= threshold if is_floor else value <= threshold
     return Check(name, value, threshold, is_floor, passed, standard_error)
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)

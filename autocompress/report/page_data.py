@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from autocompress.core import STORAGE, Quality, Resources, TrialResult
+from autocompress.core.nullable import or_null
 from autocompress.fronts import (
     FrontDocument,
     Member,
@@ -120,7 +120,7 @@ def _entry(member: Member, best: Member | None) -> dict[str, Any]:
         "bytes": member.storage_bytes,
         "bits": member.bits_per_weight,
         "reduction": member.size_reduction,
-        "efficiency": _known(member.cost_efficiency),
+        "efficiency": or_null(member.cost_efficiency),
         "knee": member.is_knee,
         "best": best is not None and member.id == best.id,
         **_quality(member.quality),
@@ -130,16 +130,17 @@ def _entry(member: Member, best: Member | None) -> dict[str, Any]:
 
 def _quality(quality: MemberQuality | Quality) -> dict[str, Any]:
     return {
-        "retained": _known(quality.retained),
-        "error": _known(quality.standard_error),
+        "retained": or_null(quality.retained),
+        "error": or_null(quality.standard_error),
         "metrics": {
-            name: [_known(m.value), _known(m.standard_error)] for name, m in quality.metrics.items()
+            name: [or_null(m.value), or_null(m.standard_error)]
+            for name, m in quality.metrics.items()
         },
     }
 
 
 def _resources(resources: Resources) -> dict[str, Mapping[str, float | None]]:
-    return {"resources": {name: _known(r.value) for name, r in resources.items()}}
+    return {"resources": {name: or_null(r.value) for name, r in resources.items()}}
 
 
 def _other_trials(document: FrontDocument, trials: Sequence[TrialResult]) -> list[dict[str, Any]]:
@@ -160,7 +161,3 @@ def _other_trials(document: FrontDocument, trials: Sequence[TrialResult]) -> lis
             }
         )
     return found
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from autocompress.bank import Bank
 from autocompress.core import Allocation
 from autocompress.core.errors import NoAnswerError, UsageError
+from autocompress.core.nullable import or_null
 from autocompress.export import Manifest, run_fresh_process
 from autocompress.export.directory import require_free
 from autocompress.export.exporter import Exporter, require, require_model, require_packages
@@ -55,8 +55,8 @@ class Verification:
             "checks": [
                 {
                     "name": name,
-                    "claimed": _finite(claimed),
-                    "reloaded": _finite(reloaded),
+                    "claimed": or_null(claimed),
+                    "reloaded": or_null(reloaded),
                     "passed": agrees,
                 }
                 for name, claimed, reloaded, agrees in self.rows
@@ -224,7 +224,3 @@ def require_same_inputs(session: Session, record: StudyRecord) -> None:
                 f"{now[name][:12]} now). Next step: restore the {what}, or search again."
             )
     require_same_details(session.task, record.resolved, settings.model)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
