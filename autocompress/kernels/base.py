@@ -18,6 +18,7 @@ from torch import Tensor
 
 from autocompress.core.registry import Registry
 from autocompress.core.scheme import Scheme
+from autocompress.kernels.basis import Entrance, entrance
 from autocompress.methods.schemes import Plan, plan
 from autocompress.methods.storage import RESIDUAL, TRANSFORM, MatrixStorage, under
 
@@ -55,26 +56,24 @@ class Prepared:
 
     Attributes:
         matrix: what it is.
-        basis: stored tensors of the scheme's transform.
+        entrance: takes inputs into the basis of the scheme's transform; None: it has none.
         exact: indices of inputs that are not rounded, as only the residual reads them; None: none.
         state: what the kernel made of the rest.
     """
 
     matrix: Matrix
-    basis: Stored
+    entrance: Entrance | None
     exact: Tensor | None
     state: Any
 
     def entered(self, inputs: Tensor, rounded: bool) -> Tensor:
         """Inputs (n, d) in the scheme's basis and, if `rounded`, rounded as it says."""
-        ready = self.matrix.plan
-        rounding = ready.inputs if rounded else None
-        if ready.transform is None and rounding is None:
+        rounding = self.matrix.plan.inputs if rounded else None
+        if self.entrance is None and rounding is None:
             return inputs
         rows = inputs.float()
-        if ready.transform is not None:
-            step = ready.transform
-            rows = step.method.inputs_of_kernels(rows, self.basis, step.options)
+        if self.entrance is not None:
+            rows = self.entrance(rows)
         if rounding is not None:
             whole, exact = rows, self.exact
             if exact is not None:
@@ -133,7 +132,7 @@ class Kernel(ABC, Generic[StateT]):
         matrix = Matrix(plan(scheme), shape, dtype, device)
         with torch.no_grad():
             state = self.repack(tensors, matrix)
-        return Prepared(matrix, under(TRANSFORM, tensors), _exact_inputs(tensors, matrix), state)
+        return Prepared(matrix, _entrance(tensors, matrix), _exact_inputs(tensors, matrix), state)
 
     def extra_bytes(self, prepared: Prepared) -> int:
         """Memory that a prepared layer holds beyond its stored tensors."""
@@ -172,6 +171,13 @@ class Kernel(ABC, Generic[StateT]):
     @abstractmethod
     def multiply(self, rows: Tensor, state: StateT) -> Tensor:
         """Rows (n, d), in the compute dtype or float32, to (n, o) in any floating dtype."""
+
+
+def _entrance(tensors: Stored, matrix: Matrix) -> Entrance | None:
+    step = matrix.plan.transform
+    if step is None:
+        return None
+    return entrance(step, under(TRANSFORM, tensors), matrix.shape[1], matrix.device)
 
 
 def _exact_inputs(tensors: Stored, matrix: Matrix) -> Tensor | None:

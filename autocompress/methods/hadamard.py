@@ -144,6 +144,11 @@ def rotated_back(matrix: Tensor, seed: int) -> Tensor:
     return _mixed(matrix, transposed=True) * signs
 
 
+def signs_and_cosines(d: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Signs (d,) int8 and C_m (m, m) float64, of which T is made with H_n, n = d / m."""
+    return _signs(d, seed), _cosines(_power_and_rest(d)[1])
+
+
 def _mixed(matrix: Tensor, *, transposed: bool) -> Tensor:
     """Times ``C x H``, or its transpose; H is symmetric."""
     rows, d = matrix.shape

@@ -27,7 +27,7 @@ from autocompress.kernels.table import cache_directory
 _logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
-SOURCES = (_FOLDER / "grid.c", _FOLDER / "panels.c")
+SOURCES = tuple(_FOLDER / f"{name}.c" for name in ("grid", "panels", "rotation"))
 _READ = (_FOLDER / "grid.h", *SOURCES)
 SWITCH = "AUTOCOMPRESS_NATIVE"
 _COMPILERS = ("cc", "gcc", "clang")
@@ -47,6 +47,7 @@ _PRODUCT = (*_GRID, _POINTER, _COUNT, _POINTER, _INT)
 _ARGUMENTS = {
     "grid_product": _PRODUCT,
     "grid_values": (*_GRID, _COUNT, _COUNT, _POINTER, _INT),
+    "rotation": (_POINTER, _POINTER, _COUNT, _COUNT, _POINTER, _COUNT, _POINTER, _INT),
 }
 _PANELS = "grid_panels"  # compiled for processors with AVX-512 BF16 only
 

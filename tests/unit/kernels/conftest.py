@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from ctypes import CDLL
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,11 +13,13 @@ from torch import Tensor
 
 from autocompress.core import Scheme
 from autocompress.kernels import KERNELS, Prepared
+from autocompress.kernels.native import build
 from autocompress.kernels.tiles import in_basis
 from autocompress.methods import CompressedWeight, LayerStatistics, compress
 from autocompress.methods.schemes import plan
 
 CPU = torch.device("cpu")
+COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
 SHAPE = (64, 128)
 
 PLAIN = (
@@ -127,6 +131,20 @@ def factor_sizes(weight: CompressedWeight) -> Tensor:
         for prefix, shape in ready.matrices(weight.shape).items()
     )
     return outer @ inner
+
+
+@pytest.fixture(
+    scope="session", params=["as this processor is best used", "eight lanes", "portable"]
+)
+def functions(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CDLL:
+    """The C kernels, however they are compiled."""
+    if COMPILER is None:
+        pytest.skip("there is no C compiler")
+    folder = tmp_path_factory.mktemp("compiled")
+    if request.param == "portable":
+        return build.load(build.compiled(COMPILER, folder, ((),), "-DPORTABLE"))
+    narrow = ("-DNARROW",) if request.param == "eight lanes" else ()
+    return build.load(build.compiled(COMPILER, folder, build.FLAGS, *narrow))
 
 
 @pytest.fixture(scope="session")

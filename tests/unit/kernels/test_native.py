@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +16,8 @@ from autocompress.kernels import KERNELS, Runner, native_grid, refusals
 from autocompress.kernels.native import build
 from autocompress.methods import LayerStatistics, compress
 
-from .conftest import CPU, errors, prepared, tokens
+from .conftest import COMPILER, CPU, errors, prepared, tokens
 
-COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
 SCHEMES = (
     *(f"rtn(bits={bits},group_size=32)" for bits in range(2, 9)),
@@ -34,19 +31,6 @@ def layer(scheme: str, shape: tuple[int, int] = (13, 104)):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(shape, generator=generator) + 0.3
     return compress(weight, Scheme.parse(scheme), LayerStatistics.none())
-
-
-@pytest.fixture(
-    scope="module", params=["as this processor is best used", "eight lanes", "portable"]
-)
-def functions(request, tmp_path_factory) -> Iterator[object]:
-    if COMPILER is None:
-        pytest.skip("there is no C compiler")
-    folder = tmp_path_factory.mktemp("native")
-    if request.param == "portable":
-        return build.load(build.compiled(COMPILER, folder, ((),), "-DPORTABLE"))
-    narrow = ("-DNARROW",) if request.param == "eight lanes" else ()
-    return build.load(build.compiled(COMPILER, folder, build.FLAGS, *narrow))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -254,7 +238,7 @@ def test_a_compiler_that_fails_is_said_once(
     broken.chmod(0o755)
     monkeypatch.setenv("CC", str(broken))
     with caplog.at_level(logging.WARNING):
-        assert "does not compile grid.c, panels.c: cannot compile" in build.missing()
+        assert "does not compile grid.c, panels.c, rotation.c: cannot compile" in build.missing()
         build.missing()
     assert len(caplog.records) == 1
     assert not list((own_cache / "native").glob("*.so"))
