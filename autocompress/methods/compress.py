@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -283,8 +284,9 @@ def decode(
         narrow = decode(tensors, ready.inside.scheme, ready.narrow(shape), dtype)
         step = ready.width
         return step.method.widened(narrow, under(WIDTH, tensors), shape, step.options)
-    if ready.transform is None and ready.residual is None:
-        return decode_main(tensors, ready, shape, dtype)
+    if ready.rank is None and ready.residual is None:
+        undone = partial(_undone, tensors=tensors, ready=ready)
+        return decode_matrix(ready.storage(shape), tensors, dtype, undone)
     matrix = _decode_parts(tensors, ready, shape)
     return _undone(matrix, tensors, ready).to(dtype)
 
@@ -334,18 +336,13 @@ def _decode_parts(tensors: Mapping[str, Tensor], ready: Plan, shape: tuple[int, 
     return matrix.float() + step.method.values(stored, shape, step.options)
 
 
-def decode_main(
-    tensors: Mapping[str, Tensor],
-    ready: Plan,
-    shape: tuple[int, int],
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
+def decode_main(tensors: Mapping[str, Tensor], ready: Plan, shape: tuple[int, int]) -> Tensor:
     """What the stages from factorize to quantize represent, (o, d), in the basis they work in."""
     if ready.rank is None:
-        return decode_matrix(ready.storage(shape), tensors, dtype)
+        return decode_matrix(ready.storage(shape), tensors, torch.float32)
     storage = {p: ready.storage(s) for p, s in ready.matrices(shape).items()}
     outer, inner = (storage[p].decode(tensors, p).to(torch.float32) for p in ("a.", "b."))
-    return (outer @ inner).to(dtype)
+    return outer @ inner
 
 
 def _undone(matrix: Tensor, tensors: Mapping[str, Tensor], ready: Plan) -> Tensor:

@@ -30,6 +30,7 @@ from autocompress.methods.grid import (
 )
 from autocompress.methods.problem import DAMPING, InverseFactor, LayerProblem
 
+_ROWS_AT_ONCE = 16384  # rows do not meet: those of a vocabulary need not lie there twice at once
 _LEAF = 16  # inputs that are updated one by one; above it, updates are matrix products
 
 
@@ -132,6 +133,15 @@ def _factor(problem: LayerProblem, options: GPTQOptions) -> tuple[InverseFactor 
 
 def sweep(weight: Tensor, mask: Tensor | None, grid: Grid, factor: InverseFactor) -> Tensor:
     """Codes (o, d) uint8 of `weight` (o, d) on `grid`, with error compensation."""
+    parts = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(weight), _ROWS_AT_ONCE)]
+    masks = (None if mask is None else mask[part] for part in parts)
+    return torch.cat([
+        _swept(weight[part], kept, grid.of_rows(part), factor)
+        for part, kept in zip(parts, masks, strict=True)
+    ])  # fmt: skip
+
+
+def _swept(weight: Tensor, mask: Tensor | None, grid: Grid, factor: InverseFactor) -> Tensor:
     order = factor.order
     groups = (order // grid.options.width(weight.shape[1])).tolist()
     scales = grid.scales.to(weight.dtype).T.contiguous()

@@ -91,6 +91,11 @@ class Grid:
             return self.scales.new_full((1, 1), self.options.offset, dtype=torch.float32)
         return self.zeros.to(torch.float32)
 
+    def of_rows(self, part: slice) -> Grid:
+        """That of some rows."""
+        zeros = None if self.zeros is None else self.zeros[part]
+        return Grid(self.options, self.scales[part], zeros)
+
     def codes(self, weight: Tensor) -> Tensor:
         """Nearest codes of a float32 matrix (o, d), as uint8."""
         codes = torch.empty_like(weight, dtype=torch.uint8)

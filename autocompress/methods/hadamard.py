@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import shake_128
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,14 +135,12 @@ class Hadamard(Transform[HadamardOptions]):
 
 def rotated(matrix: Tensor, seed: int) -> Tensor:
     """``M T``, (rows, d) in the dtype of `matrix`."""
-    signs = _signs(matrix.shape[1], seed).to(matrix.device, matrix.dtype)
-    return _mixed(matrix * signs, transposed=False)
+    return _turned(matrix, seed, False)
 
 
 def rotated_back(matrix: Tensor, seed: int) -> Tensor:
     """``M T^-1`` = ``M T^T``."""
-    signs = _signs(matrix.shape[1], seed).to(matrix.device, matrix.dtype)
-    return _mixed(matrix, transposed=True) * signs
+    return _turned(matrix, seed, True)
 
 
 def signs_and_cosines(d: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -149,42 +148,48 @@ def signs_and_cosines(d: int, seed: int) -> tuple[Tensor, Tensor]:
     return _signs(d, seed), _cosines(_power_and_rest(d)[1])
 
 
-def _mixed(matrix: Tensor, *, transposed: bool) -> Tensor:
-    """Times ``C x H``, or its transpose; H is symmetric."""
-    rows, d = matrix.shape
-    n, m = _power_and_rest(d)
-    mixed = _walsh(matrix.reshape(rows * m, n)).view(rows, m, n)
-    if m > 1:
-        cosines = _cosines(m).to(matrix.device, matrix.dtype)
-        mixed = (cosines.T if not transposed else cosines) @ mixed
-    return mixed.reshape(rows, d)
-
-
-def _walsh(matrix: Tensor) -> Tensor:
-    """Orthonormal Walsh-Hadamard transform of each row (rows, n), n a power of two."""
-    found: Tensor = _Walsh.apply(matrix)  # type: ignore[no-untyped-call]
+def _turned(matrix: Tensor, seed: int, back: bool) -> Tensor:
+    found: Tensor = _Turn.apply(matrix, seed, back)  # type: ignore[no-untyped-call]
     return found
 
 
-class _Walsh(torch.autograd.Function):
-    """The transform is its own transpose, so a backward is one more."""
+class _Turn(torch.autograd.Function):
+    """``M T``, or ``M T^T``, and each is the backward of the other; a few rows at a time."""
 
     @staticmethod
-    def forward(_: FunctionCtx, matrix: Tensor) -> Tensor:
-        found = torch.empty_like(matrix)
-        step = max(1, _AT_ONCE // matrix.shape[1])
+    def forward(ctx: FunctionCtx, matrix: Tensor, seed: int, back: bool) -> Tensor:
+        ctx.seed, ctx.back = seed, back  # type: ignore[attr-defined]
+        d = matrix.shape[1]
+        signs = _signs(d, seed).to(matrix.device, matrix.dtype)
+        found = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device)
+        step = max(1, _AT_ONCE // d)
         for start in range(0, len(matrix), step):
-            found[start : start + step] = _butterflies(matrix[start : start + step])
-        return found.mul_(1 / math.sqrt(matrix.shape[1]))
+            rows = matrix[start : start + step]
+            turned = _mixed(rows, True) * signs if back else _mixed(rows * signs, False)
+            found[start : start + step] = turned
+        return found
 
     @staticmethod
-    def backward(_: FunctionCtx, gradient: Tensor) -> Tensor:
-        return _walsh(gradient.contiguous())
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _turned(gradient, ctx.seed, not ctx.back), None, None
+
+
+def _mixed(matrix: Tensor, transposed: bool) -> Tensor:
+    """Times ``C x H``, or its transpose; H is symmetric."""
+    rows, d = matrix.shape
+    n, m = _power_and_rest(d)
+    mixed = _butterflies(matrix.reshape(rows * m, n)).mul_(1 / math.sqrt(n)).view(rows, m, n)
+    if m > 1:
+        cosines = _cosines(m).to(matrix.device, matrix.dtype)
+        mixed = (cosines if transposed else cosines.T) @ mixed
+    return mixed.reshape(rows, d)
 
 
 def _butterflies(matrix: Tensor) -> Tensor:
-    """Sums and differences over every factor of two of n, in turn."""
+    """Times H_n, but for its size: sums and differences over every factor of two of n, in turn."""
     rows, n = matrix.shape
+    if n == 1:
+        return matrix.clone()
     half = 1
     while half < n:
         pairs = matrix.view(rows, n // (2 * half), 2, half)
@@ -207,11 +212,16 @@ def _factors(
     n, m = _power_and_rest(d)
     q = min((2**k for k in range(n.bit_length())), key=lambda b: d // b + b)
     cosines = _cosines(m).T.contiguous() if m > 1 else torch.ones(1, 1, dtype=torch.float64)
-    left = torch.kron(cosines, _walsh(torch.eye(n // q, dtype=torch.float64)))
-    right = _walsh(torch.eye(q, dtype=torch.float64))
+    left = torch.kron(cosines, _hadamard(n // q))
+    right = _hadamard(q)
     found = (left, right, _signs(d, seed))
     a, b, signs = (part.to(device, dtype).contiguous() for part in found)
     return a, b, signs
+
+
+def _hadamard(n: int) -> Tensor:
+    """H_n, orthonormal, (n, n) float64."""
+    return _butterflies(torch.eye(n, dtype=torch.float64)) / math.sqrt(n)
 
 
 @lru_cache(maxsize=16)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -141,18 +141,33 @@ def rows_per_slice(
     return max(multiple, (n_weights or usual) // columns // multiple * multiple)
 
 
-def decode_matrix(storage: MatrixStorage, tensors: Stored, dtype: torch.dtype) -> Tensor:
-    """The whole matrix (o, d) in `dtype`, equal to ``storage.decode(tensors).to(dtype)``.
+def _same(rows: Tensor) -> Tensor:
+    return rows
+
+
+def decode_matrix(
+    storage: MatrixStorage,
+    tensors: Stored,
+    dtype: torch.dtype,
+    then: Callable[[Tensor], Tensor] = _same,
+) -> Tensor:
+    """The whole matrix (o, d) in `dtype`, equal to ``then(storage.decode(tensors)).to(dtype)``.
 
     A large one is read slice by slice: memory is that of the result and little else. Plain values
     of that dtype come back without a copy.
+
+    Args:
+        storage: how it is stored.
+        tensors: stored.
+        dtype: of the result.
+        then: what becomes of rows, each on its own.
     """
     is_sparse, coding = "mask" in tensors, storage.coding
     by_rows = is_sparse if coding is None else coding.by_rows and coding.stores_codes
     n_weights = _WEIGHTS if is_sparse else _WEIGHTS_TO_COPY
     if not by_rows or storage.n_entries <= _WHOLE * n_weights:
-        return storage.decode(tensors).to(dtype)
+        return then(storage.decode(tensors)).to(dtype)
     found = torch.empty(storage.shape, dtype=dtype, device=next(iter(tensors.values())).device)
     for rows, values in Slices.of(storage, tensors, n_weights=n_weights):
-        found[rows] = values
+        found[rows] = then(values)
     return found

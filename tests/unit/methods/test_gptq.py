@@ -163,3 +163,15 @@ def test_dead_inputs_and_a_dead_layer_are_rounded():
     for dead in (hessian, torch.zeros(16, 16)):
         compressed = compress(weight, Scheme.parse("gptq(bits=8)"), LayerStatistics(dead, 64, "x"))
         torch.testing.assert_close(compressed.to_dense(), weight, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("masked", [False, True])
+def test_rows_are_swept_a_few_at_a_time(monkeypatch, symmetric, masked):
+    problem = problem_of(37, 32)
+    mask = problem.weight > 0 if masked else None
+    grid = best_grid(problem.weight, problem.importance, GridOptions(3, 16, symmetric))
+    factor = problem.inverse_factor(by_activation=True, damping=0.01)
+    expected = sweep(problem.weight, mask, grid, factor)
+    monkeypatch.setattr("autocompress.methods.gptq._ROWS_AT_ONCE", 10)
+    assert torch.equal(sweep(problem.weight, mask, grid, factor), expected)
