@@ -25,7 +25,7 @@ from autocompress.core.errors import ModelError
 from autocompress.methods import LayerStatistics
 from autocompress.models.calibration import TensorFiles
 
-_FORMAT = "layer curvature 1"
+_FORMAT = "layer curvature 2"
 _ROWS = "rows."
 _CHUNK_WEIGHTS = 1 << 22
 
@@ -34,13 +34,20 @@ _CHUNK_WEIGHTS = 1 << 22
 class Lookup:
     """Curvature of a table of which each token reads one row.
 
+    An error ``D_v`` of row v changes what its readers get by ``g . D_v``, g the gradient that
+    reached them: gradients take the place that inputs have where a layer multiplies.
+
     Attributes:
         rows: gradient energy that reached each row, per unit of the damage, (o,) float32.
-        columns: share of each column in that energy, (d,) float32.
+        hessian: ``E[g g^T]`` over all reads, of trace 1, (d, d) float32.
+        statistics: the same for methods, every read weighted by a tempered energy, (d, d) float32.
+        n_reads: reads that a gradient reached.
     """
 
     rows: Tensor
-    columns: Tensor
+    hessian: Tensor
+    statistics: Tensor
+    n_reads: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +68,21 @@ class LayerCurvature:
     lookup: Lookup | None
     digest: str
 
+    @property
+    def forms(self) -> list[tuple[Tensor, Tensor]]:
+        """(f, H) of all ways in which an error reaches the outputs."""
+        found = [] if self.lookup is None else [(self.lookup.rows, self.lookup.hessian)]
+        if self.rows is not None and self.hessian is not None:
+            found.append((self.rows, self.hessian))
+        return found
+
 
 def predicted_damage(weight: Tensor, dense: Tensor, curvature: LayerCurvature) -> float:
     """Damage of `dense` (o, d) in place of `weight` (o, d), in the unit of the task's damage.
 
-    ``1/2 sum_r f_r (D H D^T)_rr`` with ``D = dense - weight``, of an embedding plus
-    ``1/2 sum_vj rows_v columns_j D_vj^2``. Products in float32 (float64 for float64 weights), sums
-    in float64; NaN or infinity where D is not finite.
+    ``1/2 sum_r f_r (D H D^T)_rr`` with ``D = dense - weight``; of an embedding also with f and H of
+    its lookups. Products in float32 (float64 for float64 weights), sums in float64; NaN or infinity
+    where D is not finite.
     """
     return predicted_damages(weight, [dense], curvature)[0]
 
@@ -93,14 +108,11 @@ def _damage(weight: Tensor, dense: Tensor, curvature: LayerCurvature) -> float:
 def _damage_of_rows(difference: Tensor, part: slice, curvature: LayerCurvature) -> Tensor:
     """Twice the damage of some rows of D, a float64 scalar."""
     total = torch.zeros((), dtype=torch.float64, device=difference.device)
-    if curvature.rows is not None and curvature.hessian is not None:
-        errors = ((difference @ curvature.hessian.to(difference)) * difference).sum(1)
+    for rows, hessian in curvature.forms:
+        errors = ((difference @ hessian.to(difference)) * difference).sum(1)
         # H is positive semidefinite; what rounding leaves below 0 is none
         errors = errors.double().clamp(min=0)
-        total = total + curvature.rows[part].to(errors) @ errors
-    if curvature.lookup is not None:
-        errors = (difference.square() @ curvature.lookup.columns.to(difference)).double()
-        total = total + curvature.lookup.rows[part].to(errors) @ errors
+        total = total + rows[part].to(errors) @ errors
     return total
 
 
@@ -170,22 +182,49 @@ class CurvatureStore:
             rows, hessian = tensors[_ROWS + layer.name], tensors.get("hessian")
         if layer.kind == "embedding":
             name = lookup_name(layer)
-            digests.append(self._header(layer, name)["digest"])
-            lookup = Lookup(**self._files.tensors(name))
+            header = self._header(layer, name)
+            digests.append(header["digest"])
+            lookup = Lookup(**self._files.tensors(name), n_reads=int(header["n_reads"]))
         return LayerCurvature(rows, hessian, lookup, digest([layer.name, *digests]))
 
     def statistics(self, layer: LayerSpec) -> LayerStatistics:
         """Statistics of the layer's input with tokens weighted by gradient energy, for methods.
 
+        An embedding has those of the gradients that reach its rows; as the head, too, a mean of
+        both by what errors damage in either place.
+
         Raises:
             ModelError: they were not collected.
         """
+        if layer.kind == "embedding":
+            return self._of_table(layer)
         if layer.input_name is None:
             return LayerStatistics.none()
         header = self._header(layer, layer.input_name)
         hessian = self._files.tensors(layer.input_name).get("statistics")
         identity = digest(["by gradient", header["digest"]])
         return LayerStatistics.sampled(hessian, int(header["n_tokens"]), identity)
+
+    def _of_table(self, layer: LayerSpec) -> LayerStatistics:
+        found = self.get(layer)
+        assert found.lookup is not None  # of an embedding
+        counted = [(found.lookup.rows, found.lookup.statistics)]
+        n_tokens = found.lookup.n_reads
+        if layer.input_name is not None and found.rows is not None and found.hessian is not None:
+            as_head = self._files.tensors(layer.input_name)["statistics"]
+            counted.append((found.rows * found.hessian.trace(), as_head))
+            n_tokens = max(n_tokens, int(self._header(layer, layer.input_name)["n_tokens"]))
+        energies = [float(rows.sum(dtype=torch.float64)) for rows, _ in counted]
+        total = sum(energies)
+        if not total:
+            return LayerStatistics.none()
+        hessian = sum(
+            (energy / total / float(own.trace())) * own
+            for energy, (_, own) in zip(energies, counted, strict=True)
+            if energy
+        )
+        assert isinstance(hessian, Tensor)  # there is energy
+        return LayerStatistics.sampled(hessian, n_tokens, digest(["table", found.digest]))
 
     def energies(self, layer: LayerSpec) -> Tensor:
         """Weight of each calibration token in the layer's H, (n,) float32, not normalised.
@@ -217,7 +256,8 @@ class CurvatureStore:
         Raises:
             RunDirectoryError: the folder cannot be written.
         """
-        self._write(lookup_name(layer), {"rows": found.rows, "columns": found.columns})
+        tensors = {name: getattr(found, name) for name in ("rows", "hessian", "statistics")}
+        self._write(lookup_name(layer), tensors, n_reads=found.n_reads)
 
     @property
     def digest(self) -> str:

@@ -289,7 +289,11 @@ class _WatchedTable:
         self.layer = layer
         self._coupled = coupled
         self._rows = torch.zeros(layer.out_features, dtype=torch.float64)
-        self._columns = torch.zeros(layer.in_features, dtype=torch.float64)
+        width = layer.in_features
+        self._weighted = torch.zeros(width, width, dtype=torch.float64)
+        self._statistics = torch.zeros_like(self._weighted)
+        self._weight = 0.0
+        self._n_reads = 0
 
     def hook(self, module: nn.Module, hooks: ExitStack) -> None:
         holders = [module.get_submodule(n) for n in (self.layer.name, *self.layer.aliases)]
@@ -318,16 +322,23 @@ class _WatchedTable:
             tokens, places = torch.unique(tokens, return_inverse=True)
             summed = gradients.new_zeros(len(tokens), gradients.shape[1])
             gradients = summed.index_add_(0, places, gradients)
-        squares = gradients.square()
-        self._rows.index_add_(0, tokens, squares.sum(1))
-        self._columns += squares.sum(0)
+        energies = gradients.square().sum(1)
+        self._rows.index_add_(0, tokens, energies)
+        self._weighted.addmm_(gradients.T, gradients)
+        reached = energies > 0
+        # as a token's input, whose norm does not count for its weight
+        weights = energies[reached] ** (TEMPERING - 1)
+        scaled = gradients[reached] * weights.sqrt()[:, None]
+        self._statistics.addmm_(scaled.T, scaled)
+        self._weight += float((energies[reached] ** TEMPERING).sum())
+        self._n_reads += int(reached.sum())
 
     def result(self, n_units: int) -> Lookup:
-        total = float(self._columns.sum()) or 1.0
         rows = (self._rows / max(1, n_units)).float()
-        columns = (self._columns / total).float()
-        _require_finite(self.layer.name, rows, columns)
-        return Lookup(rows, columns)
+        hessian = (self._weighted / (float(self._weighted.trace()) or 1.0)).float()
+        statistics = (self._statistics / (self._weight or 1.0)).float()
+        _require_finite(self.layer.name, rows, hessian, statistics)
+        return Lookup(rows, hessian, statistics, self._n_reads)
 
 
 def _watch_output(module: nn.Module, hooks: ExitStack, take: Callable[[int, Tensor], None]) -> None:

@@ -26,6 +26,9 @@ from autocompress.models.weights import frozen, to_module_orientation
 ErrorsOf = Callable[[str], Iterable[Tensor]]
 """Of a layer: ``dense - weight`` under each of its schemes, (o, d) float32, one after another."""
 
+_ROUNDED = torch.bfloat16  # errors: that is nothing beside the noise of few samples
+_AT_ONCE = 1 << 17  # weights that are made wider again: they stay in a cache
+
 
 @dataclass(frozen=True, eq=False)
 class Slopes:
@@ -72,7 +75,8 @@ def collect_slopes(
         sequences: batches of one sequence each, with what `loss` reads besides.
         loss: e.g. `evaluate.TaskLoss`.
         n_errors: by layer name, the number of its errors.
-        errors: of a layer, one after another: ``dense - weight``, (o, d) float32.
+        errors: of a layer, one after another: ``dense - weight``, (o, d) float32; rounded to
+            bfloat16 here.
         draws: of labels, for every sequence.
         seed: of the labels.
         memory_budget_bytes: for errors that are kept; as many layers' as fit, in the given order.
@@ -83,7 +87,7 @@ def collect_slopes(
     """
     first = next(module.parameters())
     dtype = _slope_dtype(first.dtype, first.device)
-    along = _Errors(layout, n_errors, errors, dtype, memory_budget_bytes)
+    along = _Errors(layout, n_errors, errors, memory_budget_bytes)
     samples = [(draw, place) for draw in range(draws) for place in range(len(sequences))]
     found = {
         name: torch.zeros(len(samples), n, dtype=torch.float64) for name, n in n_errors.items()
@@ -106,7 +110,7 @@ def collect_slopes(
 
 
 def _slope_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Of errors and gradients: the model's own on a GPU, float32 on CPUs, where it is faster."""
+    """Of gradients: the model's own on a GPU, float32 on CPUs, where it is faster."""
     return dtype if device.type == "cuda" else torch.float32
 
 
@@ -114,29 +118,42 @@ class _Errors:
     """Errors of layers, flat: kept as far as the budget goes, else made whenever they are met."""
 
     def __init__(
-        self,
-        layout: ModelLayout,
-        n_errors: Mapping[str, int],
-        errors: ErrorsOf,
-        dtype: torch.dtype,
-        budget: int,
+        self, layout: ModelLayout, n_errors: Mapping[str, int], errors: ErrorsOf, budget: int
     ) -> None:
-        self._made, self._dtype = errors, dtype
+        self._made = errors
         self._kept: dict[str, Tensor] = {}
         for name, n in n_errors.items():
-            size = dtype.itemsize * n * layout.layer(name).n_weights
+            size = _ROUNDED.itemsize * n * layout.layer(name).n_weights
             if size <= budget:
-                self._kept[name] = torch.stack(list(self._of(name)))
+                self._kept[name] = self._stacked(name, n)
                 budget -= size
 
     def product(self, name: str, gradient: Tensor) -> Tensor:
         """Of each error of a layer with its gradient, (errors,)."""
         if name in self._kept:
-            return self._kept[name] @ gradient
-        return torch.cat([error[None] @ gradient for error in self._of(name)])
+            return _product(self._kept[name], gradient)
+        return torch.cat([_product(error[None], gradient) for error in self._of(name)])
+
+    def _stacked(self, name: str, n: int) -> Tensor:
+        found: Tensor | None = None
+        for row, error in enumerate(self._of(name)):
+            if found is None:
+                found = error.new_empty(n, len(error))
+            found[row] = error
+        assert found is not None  # a layer without errors is not asked for
+        return found
 
     def _of(self, name: str) -> Iterator[Tensor]:
-        return (error.flatten().to(self._dtype) for error in self._made(name))
+        return (error.flatten().to(_ROUNDED) for error in self._made(name))
+
+
+def _product(errors: Tensor, gradient: Tensor) -> Tensor:
+    """Of errors (n, weights) with a gradient, in its dtype, (n,)."""
+    found = gradient.new_zeros(len(errors))
+    parts = zip(torch.split(errors, _AT_ONCE, dim=1), torch.split(gradient, _AT_ONCE), strict=True)
+    for some, part in parts:
+        found += some.to(part.dtype) @ part
+    return found
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from autocompress.models import (
     version_counters,
     weight_matrix,
 )
-from autocompress.models.curvature import Lookup
+from autocompress.models.curvature import InputCurvature, Lookup
 from autocompress.testing.tiny_models import tiny_batches, tiny_model
 
 
@@ -137,7 +137,8 @@ def test_every_family_has_curvature_for_every_layer(family, model, tmp_path):
             assert found.rows.shape == (layer.out_features,)
             assert found.hessian.shape == (layer.in_features, layer.in_features)
             assert float(found.rows.sum()) > 0
-        assert (store.statistics(layer).hessian is None) == (found.hessian is None)
+        reached = found.hessian is not None or found.lookup is not None
+        assert (store.statistics(layer).hessian is not None) == reached
 
 
 @pytest.mark.parametrize("family", ["gemma3", "bart", "vit"])
@@ -186,7 +187,69 @@ def test_an_embedding_has_the_energy_of_the_rows_that_were_read(tmp_path, family
     lookup = store.get(layer).lookup
     read = set(batch["input_ids"].unique().tolist())
     assert set(lookup.rows.nonzero()[:, 0].tolist()) >= read - {0, 1, 2}
-    assert float(lookup.columns.sum()) == pytest.approx(1)
+    assert float(lookup.hessian.trace()) == pytest.approx(1)
+
+
+def test_summed_over_rows_the_form_of_an_embedding_is_the_exact_fisher(tmp_path):
+    model = tiny_model("llama").double()
+    layout, store = describe(model), CurvatureStore(tmp_path)
+    batches = tiny_batches("llama", n_batches=2)
+    layer = layout.layer("model.embed_tokens")
+    singles = [
+        {n: t[i : i + 1] for n, t in b.items()} for b in batches for i in range(len(b["input_ids"]))
+    ]
+    collect_curvature(model, layout, singles, logits_loss, store, layers=[layer.name])
+    exact = torch.zeros(64, 64, dtype=torch.float64)
+    by_row = torch.zeros(layer.out_features, dtype=torch.float64)
+    for index, batch in enumerate(singles):
+        model.zero_grad()
+        generator = torch.Generator().manual_seed(derived_seed("curvature", 0, index))
+        logits_loss(model, batch, generator)[0].backward()
+        gradient = model.model.embed_tokens.weight.grad
+        exact += gradient.T @ gradient / len(singles)
+        by_row += gradient.square().sum(1) / len(singles)
+    lookup = store.get(layer).lookup
+    found = lookup.rows.double().sum() * lookup.hessian.double()
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-6 * float(exact.max()))
+    torch.testing.assert_close(lookup.rows.double(), by_row, rtol=1e-5, atol=0)
+    statistics = store.statistics(layer)
+    assert (
+        statistics.n_tokens
+        == lookup.n_reads
+        == len(
+            {
+                (i, int(t))
+                for i, b in enumerate(singles)
+                for t in b["input_ids"][b["attention_mask"].bool()]
+            }
+        )
+    )
+    assert float(statistics.hessian.trace()) == pytest.approx(1)
+
+
+def test_a_tied_head_counts_by_what_errors_damage_there(tmp_path):
+    layer = describe(tiny_model("gemma3")).layers[0]
+    assert layer.kind == "embedding"
+    assert layer.input_name is not None
+    o, d = layer.out_features, layer.in_features
+    store, first, last = CurvatureStore(tmp_path), torch.zeros(d, d), torch.zeros(d, d)
+    first[0, 0], last[1, 1] = 5.0, 2.0
+    rows = torch.zeros(o)
+    rows[3] = 6.0
+    read = Lookup(rows, first / 5, first, n_reads=7)
+    store.put_lookup(layer, read)
+    as_head = InputCurvature(
+        last, last.clone(), torch.ones(9), {layer.name: torch.full((o,), 1 / o)}
+    )
+    store.put(layer.input_name, as_head)  # sum of f 1, trace of H 2: a third of the lookups' 6
+    found = store.statistics(layer)
+    torch.testing.assert_close(found.hessian, (0.75 * first / 5 + 0.25 * last / 2))
+    assert found.n_tokens == 9
+    store.put_lookup(layer, Lookup(0 * rows, 0 * first, 0 * first, n_reads=0))
+    torch.testing.assert_close(store.statistics(layer).hessian, last / 2)
+    nothing = InputCurvature(None, None, torch.zeros(9), {layer.name: torch.zeros(o)})
+    store.put(layer.input_name, nothing)
+    assert store.statistics(layer).hessian is None
 
 
 def test_the_scale_of_an_embedding_is_part_of_its_gradient(tmp_path):
@@ -234,9 +297,12 @@ def test_the_damage_is_the_quadratic_form_whatever_the_chunks(monkeypatch):
 
 def test_a_lookup_is_damaged_by_the_rows_that_are_read():
     weight = torch.zeros(5, 4)
-    lookup = Lookup(torch.tensor([0.0, 2.0, 0, 0, 0]), torch.tensor([0.5, 0.5, 0, 0]))
+    hessian = torch.tensor([[0.5, 0.2, 0, 0], [0.2, 0.5, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    lookup = Lookup(torch.tensor([0.0, 2.0, 0, 0, 0]), hessian, hessian, 1)
     found = LayerCurvature(None, None, lookup, "x")
     assert predicted_damage(weight, torch.eye(5, 4), found) == pytest.approx(0.5 * 2 * 0.5)
+    both = torch.tensor([0.0, 1, 0, 0, 0])[:, None] * torch.tensor([1.0, -1, 0, 0])
+    assert predicted_damage(weight, both, found) == pytest.approx(0.5 * 2 * 0.6)
 
 
 def test_equal_outputs_make_it_the_tail_of_the_whitened_spectrum():
