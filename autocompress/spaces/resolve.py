@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -125,12 +125,29 @@ class _Resolver:
                 "other block or expert to share with, or it must leave enough experts. Add the "
                 "option base, or another ratio."
             )
+        base_bytes = sum(layer.base_bytes for layer in tied.layers)
+        kept = self._worth_a_trial(options.values(), tied.name, base_bytes)
         return Choice(
             name=tied.name,
             layers=tuple(layer.name for layer in tied.layers),
-            options=tuple(sorted(options.values(), key=lambda option: option.storage_bytes)),
-            base_bytes=sum(layer.base_bytes for layer in tied.layers),
+            options=tuple(sorted(kept, key=lambda option: option.storage_bytes)),
+            base_bytes=base_bytes,
         )
+
+    def _worth_a_trial(
+        self, options: Collection[Option], name: str, base_bytes: int
+    ) -> list[Option]:
+        """Without those that only round, and store no less than the base that is offered too."""
+        if not any(_is_base(option) for option in options):
+            return list(options)
+        kept = []
+        for option in options:
+            if _only_rounds(option) and option.storage_bytes >= base_bytes:
+                self.n_dropped += 1
+                _LOG.debug("%s: %s stores no less than the base", name, option.label)
+            else:
+                kept.append(option)
+        return kept
 
     def _fit(self, option: WrittenOption, layer: LayerSpec, tied: TiedLayers) -> _Fitted | None:
         """On one of the tied layers; None if it cannot take the option."""
@@ -164,6 +181,16 @@ def _fit(option: WrittenOption, layer: LayerSpec, numbers: tuple[int, ...]) -> _
         return _Fitted(scheme, footprint(layer, scheme).storage_bytes)
     except SchemeError as error:
         raise SpaceError(f"{option.where}: {option.label} does not fit: {error}") from error
+
+
+def _is_base(option: Option) -> bool:
+    return all(scheme.is_base for scheme in option.schemes)
+
+
+def _only_rounds(option: Option) -> bool:
+    """Whether weights are rounded, and nothing else: what is computed stays the same."""
+    stages = [stage for scheme in option.schemes for stage in scheme.stages]
+    return bool(stages) and all(METHODS[s.method].kind is StageKind.QUANTIZE for s in stages)
 
 
 def _with_width(

@@ -97,7 +97,7 @@ class SearchSpace:
         description: one line for people.
         choices: in execution order of their first layer.
         n_dropped: options that the file offers and that some layer cannot use (a rank at or above
-            break-even, or below 1), summed over choices.
+            break-even, or below 1) or that save nothing, summed over choices.
         n_merged: options that resolved to the same schemes as an earlier one, summed over choices.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -63,6 +64,19 @@ def test_schemes_are_canonical_so_that_defaults_written_out_are_the_same_option(
     assert _labels(space) == ["rtn(bits=4)"]
     assert space.choices[0].options[0].schemes == (canonical(Scheme.parse("rtn(bits=4)")),)
     assert space.n_merged == 2 * len(space.choices)
+
+
+def test_rounding_that_stores_as_much_as_the_base_beside_it_is_left_out(space_of, layers):
+    written = "- roles: [down]\n  options: [base, cast(dtype=float16), rtn(bits=8)]\n"
+    assert _labels(space_of(written)) == ["rtn(bits=8)", "cast(dtype=float16)", "base"]
+    short = [replace(layer, dtype="bfloat16") for layer in layers]
+    space = space_of(written, model=short)
+    assert _labels(space) == ["rtn(bits=8)", "base"]
+    assert space.n_dropped == len(space.choices)
+    alone = space_of(written.replace("base, ", ""), model=short)
+    assert "cast(dtype=float16)" in _labels(alone)
+    rounded = space_of("- roles: [down]\n  options: [base, int_inputs(bits=8)]\n", model=short)
+    assert len(_labels(rounded)) == 2  # what is computed changes
 
 
 def test_tied_layers_share_one_choice_and_each_gets_the_rank_of_its_own_shape(space_of):
