@@ -148,8 +148,14 @@ class _Errors:
 
 
 def _product(errors: Tensor, gradient: Tensor) -> Tensor:
-    """Of errors (n, weights) with a gradient, in its dtype, (n,)."""
-    found = gradient.new_zeros(len(errors))
+    """Of errors (n, weights) with a gradient, (n,); sums are in float32 or wider."""
+    if errors.dtype == gradient.dtype:
+        return errors @ gradient  # one product, which adds up in float32 within
+    found = torch.zeros(
+        len(errors),
+        dtype=torch.promote_types(gradient.dtype, torch.float32),
+        device=gradient.device,
+    )
     parts = zip(torch.split(errors, _AT_ONCE, dim=1), torch.split(gradient, _AT_ONCE), strict=True)
     for some, part in parts:
         found += some.to(part.dtype) @ part

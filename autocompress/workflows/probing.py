@@ -66,7 +66,7 @@ def search_probe(
             return None
 
     facts = [session.base.digest, split.digest, str(forward_dtype), draws, seed, empirical]
-    return Probe(measure, digest(["slopes", 2, *facts, *session.task.facts]))
+    return Probe(measure, digest(["slopes", 3, *facts, *session.task.facts]))
 
 
 def _budget(device: torch.device) -> int:

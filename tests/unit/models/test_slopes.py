@@ -12,6 +12,7 @@ from autocompress.models import (
     assert_untouched,
     describe,
     overridden,
+    slopes,
     version_counters,
     weight_matrix,
 )
@@ -97,12 +98,12 @@ def test_half_their_square_is_the_divergence_of_an_error_of_many_layers():
     layout, sequences = describe(model), sequences_of("bert-classifier", n=4)
     names = [layer.name for layer in layout.layers if layer.kind == "linear"][:6]
     errors = errors_of(model, layout, n=1, scale=2e-3)
-    slopes = collect_slopes(
+    found = collect_slopes(
         model, layout, sequences, drawn_label_loss, n_errors=dict.fromkeys(names, 1),
         errors=lambda name: errors(name).float(), draws=500,
     )  # fmt: skip
-    together = torch.stack([slopes.by_layer[name][:, 0] for name in names]).sum(0)
-    predicted = 0.5 * float(together.square().sum()) / slopes.n_units
+    together = torch.stack([found.by_layer[name][:, 0] for name in names]).sum(0)
+    predicted = 0.5 * float(together.square().sum()) / found.n_units
     changed = {name: weight_matrix(model, layout.layer(name)) + errors(name)[0] for name in names}
     divergence = 0.0
     with torch.no_grad():
@@ -146,6 +147,16 @@ def test_errors_that_memory_does_not_hold_are_made_for_each_sample(budget):
         assert expected.shape == (2 * len(sequences), n_errors[name])
         scale = float(expected.abs().max())
         torch.testing.assert_close(cut.by_layer[name], expected, rtol=1e-4, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_sums_over_a_large_layer_are_wider_than_its_gradient(dtype, monkeypatch):
+    monkeypatch.setattr(slopes, "_AT_ONCE", 1 << 10)
+    generator = torch.Generator().manual_seed(0)
+    errors = (1 + torch.randn(2, 1 << 20, generator=generator)).bfloat16()
+    gradient = (1 + torch.randn(1 << 20, generator=generator)).to(dtype)
+    found = slopes._product(errors, gradient).double()
+    torch.testing.assert_close(found, errors.double() @ gradient.double(), rtol=2**-8, atol=0)
 
 
 @pytest.mark.parametrize("trainable", [True, False])
