@@ -76,7 +76,9 @@ Profile = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let code of the model repository run.")
 ]
-MinQuality = Annotated[float | None, typer.Option(help="Least retained quality; 1 is the base.")]
+MinQuality = Annotated[
+    float | None, typer.Option(help="Least retained quality, e.g. 0.97; 1 is the base.")
+]
 MaxBytes = Annotated[str | None, typer.Option(help="Largest size, e.g. 60MB.")]
 MaxLatency = Annotated[float | None, typer.Option(help="Most milliseconds per token.")]
 MinEfficiency = Annotated[float | None, typer.Option(help="Least cost efficiency; 1 is the base.")]

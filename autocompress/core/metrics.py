@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from autocompress.core.errors import UsageError
+
+MOST_RETAINED = 2.0
+"""A threshold above it is meant in percent: no model is twice as good as its base."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
@@ -129,3 +134,23 @@ class Metrics:
             Quality.from_json(data["quality"]),
             {name: Resource.from_json(r) for name, r in data["resources"].items()},
         )
+
+
+def require_share(name: str, retained: float | None) -> None:
+    """Refuse a threshold of retained quality that was given in percent.
+
+    Args:
+        name: of the argument, for people.
+        retained: the threshold; None and NaN pass.
+
+    Raises:
+        UsageError: it is above `MOST_RETAINED`.
+    """
+    if retained is None or not retained > MOST_RETAINED:
+        return
+    meant = retained / 100
+    hint = f"Did you mean {meant:g}?" if meant <= MOST_RETAINED else "For example: 0.97."
+    raise UsageError(
+        "A retained quality is relative to the base model, which has 1 (not 100), but got "
+        f"{name} {retained:g}. {hint}"
+    )

@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from autocompress.core.errors import NoAnswerError, UnknownNameError, UsageError, nearest
+from autocompress.core.metrics import require_share
 from autocompress.core.objectives import LATENCY, Objectives
 from autocompress.fronts.entries import Member
 from autocompress.fronts.geometry import knee_index
@@ -81,12 +82,13 @@ def pick(
         max_latency_ms: most milliseconds per token; a member without latency does not fit.
 
     Raises:
-        UsageError: `by` is unknown.
+        UsageError: `by` is unknown, or `min_quality` is in percent.
         NoAnswerError: no member fits; the message says what each constraint rules out and which
             member comes nearest.
     """
     if by not in PICK_RULES:
         raise UsageError(f"Unknown rule {by!r} to pick by. {nearest(by, PICK_RULES)}")
+    require_share("--min-quality", min_quality)
     floor, reason = min_quality, ""
     if min_quality is None and by == "cost-efficiency":
         floor, reason = document.study.quality_floor, " (the floor of cost efficiency)"

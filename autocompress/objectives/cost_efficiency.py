@@ -16,6 +16,7 @@ from typing import Any
 
 from autocompress.core import LATENCY, STORAGE, Resource, Resources
 from autocompress.core.errors import UsageError, nearest
+from autocompress.core.metrics import require_share
 
 COST_EFFICIENCY_VERSION = 1
 """Raised whenever equal inputs could give another score."""
@@ -179,6 +180,7 @@ class CostEfficiency:
     version: int = COST_EFFICIENCY_VERSION
 
     def __post_init__(self) -> None:
+        require_share("min_retained", self.min_retained)
         if self.version != COST_EFFICIENCY_VERSION:
             raise UsageError(
                 f"This version of autocompress computes cost efficiency version "

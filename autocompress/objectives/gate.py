@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from autocompress.core import LATENCY, Resources
 from autocompress.core.errors import CheckpointError, UsageError
+from autocompress.core.metrics import require_share
 from autocompress.core.nullable import or_nan, or_null
 
 
@@ -162,8 +163,10 @@ def judge(
     or fails like any other, and the check says that it is within noise.
 
     Raises:
-        UsageError: no threshold was given, so that everything would pass; or one is NaN.
+        UsageError: no threshold was given, so that everything would pass; one is NaN; or the
+            quality is in percent.
     """
+    require_share("--min-quality", min_quality)
     rules = (
         ("retained", candidate.retained, min_quality, True, candidate.standard_error),
         ("storage_bytes", candidate.storage_bytes, max_bytes, False, 0.0),

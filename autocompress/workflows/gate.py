@@ -70,7 +70,7 @@ def judge_target(
         max_latency_ms: most milliseconds per token.
 
     Raises:
-        UsageError: no threshold was given, or one cannot be read.
+        UsageError: no threshold was given, one cannot be read, or the quality is in percent.
         RunDirectoryError: the directory is neither a run nor an export.
         CheckpointError: the export is damaged, or its reload did not verify it.
     """

@@ -102,6 +102,7 @@ class RunFront:
         """The best member under constraints.
 
         Raises:
+            UsageError: `by` is unknown, `max_bytes` is no size, or `min_quality` is in percent.
             NoAnswerError: no member fits.
         """
         limit = parse_bytes(max_bytes) if isinstance(max_bytes, str) else max_bytes

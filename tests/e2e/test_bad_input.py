@@ -146,6 +146,11 @@ def test_commands_on_a_directory_that_is_no_run_say_so(refused, tmp_path):
     refused("gate", tmp_path, "--min-quality", 0.9, says="neither")
 
 
+def test_a_quality_in_percent_is_answered_with_the_share(refused, finished_run):
+    for command in ("pick", "gate"):
+        refused(command, finished_run, "--min-quality", 97, says="Did you mean 0.97?")
+
+
 def test_a_damaged_front_is_named(refused, tmp_path):
     (tmp_path / "front.json").write_text("{")
     refused("front", tmp_path, says="damaged")

@@ -86,6 +86,20 @@ def test_a_member_without_a_score_is_not_picked_by_it():
     assert pick(document, by="quality").id[0] == "a"
 
 
+@pytest.mark.parametrize(
+    ("percent", "hint"),
+    [(97, r"Did you mean 0\.97\?"), (100, r"Did you mean 1\?"), (970, r"For example: 0\.97")],
+)
+def test_a_quality_in_percent_is_answered_with_the_share(document, percent, hint):
+    with pytest.raises(UsageError, match=rf"got --min-quality {percent}\. {hint}"):
+        pick(document, min_quality=percent)
+
+
+def test_a_quality_above_that_of_the_base_may_be_asked_for(document):
+    with pytest.raises(NoAnswerError, match=r"--min-quality 1\.4 rules out 4 of 4"):
+        pick(document, min_quality=1.4)
+
+
 def test_an_unknown_rule_is_answered_with_the_nearest(document):
     with pytest.raises(UsageError, match="Did you mean 'quality'"):
         pick(document, by="qualty")

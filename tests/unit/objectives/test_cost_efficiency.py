@@ -157,6 +157,11 @@ def test_a_floor_belongs_to_the_definition():
     assert not strict.is_feasible(math.nan)
 
 
+def test_a_floor_in_percent_is_answered_with_the_share():
+    with pytest.raises(UsageError, match=r"got min_retained 90\. Did you mean 0\.9\?"):
+        CostEfficiency(min_retained=90)
+
+
 def test_the_cost_to_produce_is_spread_over_the_tokens_served():
     produce = ProduceCost(seconds=1000.0, served_tokens=1e6)
     assert produce.ms_per_token == 1.0

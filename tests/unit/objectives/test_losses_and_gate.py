@@ -63,6 +63,12 @@ def test_a_threshold_of_nan_is_refused():
         judge(CANDIDATE, min_quality=math.nan)
 
 
+def test_a_threshold_in_percent_is_answered_with_the_share():
+    with pytest.raises(UsageError, match=r"got --min-quality 97\. Did you mean 0\.97"):
+        judge(CANDIDATE, min_quality=97)
+    assert not judge(CANDIDATE, min_quality=1.4)[0].passed
+
+
 def test_a_check_is_one_json_object():
     check = judge(CANDIDATE, max_bytes=20_000_000)[0]
     assert json.loads(json.dumps(check.to_json(), allow_nan=False)) == {
