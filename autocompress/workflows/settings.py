@@ -185,17 +185,18 @@ def require_same_study(old: SearchSettings, new: SearchSettings) -> None:
         UsageError: naming each setting that differs.
     """
     differing = [
-        f"{f.name} (was {getattr(old, f.name)!r}, now {getattr(new, f.name)!r})"
+        f"{_option(f.name)} (was {getattr(old, f.name)!r}, now {getattr(new, f.name)!r})"
         for f in fields(SearchSettings)
         if f.name not in _MAY_CHANGE_ON_RESUME
         and getattr(old, f.name) != getattr(new, f.name)
         and getattr(new, f.name) != "auto"
     ]
     if differing:
+        may = [_option(f.name) for f in fields(SearchSettings) if f.name in _MAY_CHANGE_ON_RESUME]
         raise UsageError(
-            "A resumed search keeps its settings (only the budget, driver and workers may "
-            f"change), but these differ: {'; '.join(differing)}. Next step: give the old values, "
-            "or search into a new --out directory."
+            "A resumed search keeps its settings, but these differ: "
+            f"{'; '.join(differing)}. Only {', '.join(may[:-1])} and {may[-1]} may change. Next "
+            "step: give the old values, or search into a new --out directory."
         )
 
 
@@ -292,12 +293,16 @@ def resolve_model(source: str) -> str:
     return str(folder)
 
 
+def _option(name: str) -> str:
+    """What the command line calls a setting."""
+    return name if name == "model" else f"--{name.removesuffix('_seconds').replace('_', '-')}"
+
+
 def _require_at_least(name: str, value: float, least: float) -> None:
     if not value >= least:
-        option = name.replace("_", "-")
-        raise UsageError(f"--{option} must be at least {least}, but got {value}.")
+        raise UsageError(f"{_option(name)} must be at least {least}, but got {value}.")
 
 
 def _require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise UsageError(f"Unknown --{name} {value!r}. {nearest(value, known)}")
+        raise UsageError(f"Unknown {_option(name)} {value!r}. {nearest(value, known)}")
