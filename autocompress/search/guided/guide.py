@@ -3,7 +3,8 @@
 Each proposal is the best candidate of a pool: points of the predicted front, of the fronts of
 posterior samples (Thompson sampling), level swaps and crosses of the measured front, and swaps of
 the best of these. Most proposals look for the largest expected hypervolume improvement; every
-third one aims at one size: one that the user asked for, or that of a baseline, to beat it there.
+third one aims at one size: one that the user asked for, or that of a baseline which no other one
+beats, to beat it there.
 
 Where several resources count, proposals take turns: each looks at damage against one resource, or
 against a mixture of them (`views`). The surrogate of the damage is one.
@@ -172,14 +173,30 @@ class Guide:
         """What a proposal is to be best at; None for the whole front."""
         if turn % _AIMED:
             return None
-        scale, view = look.scale, look.view
+        view = look.view
         goals = [_Aim(aim, (aim,)) for aim in self._aims if view is self._views[0]] or [
-            _Aim(m.cost, self._totals(m.levels))
-            for m in view.rivals
-            if m.damage < scale.broken_damage and m.cost < scale.largest
+            _Aim(rival.cost, limits) for rival, limits in self._worth_beating(look)
         ]
         goals = list({goal.cost: goal for goal in reversed(goals)}.values())[::-1]
         return goals[turn // _AIMED % len(goals)] if goals else None
+
+    def _worth_beating(self, look: _Look) -> list[tuple[Measured, tuple[Floats, ...]]]:
+        """Baselines that are of use and that no other one beats, with their totals."""
+        scale = look.scale
+        rivals = [
+            (m, self._totals(m.levels))
+            for m in look.view.rivals
+            if m.damage < scale.broken_damage and m.cost < scale.largest
+        ]
+
+        def beats(other: tuple[Measured, tuple[Floats, ...]], totals: tuple[Floats, ...]) -> bool:
+            return all(t <= limit for t, limit in zip(other[1], totals, strict=True))
+
+        return [
+            (m, totals)
+            for m, totals in rivals
+            if not any(o[0].damage < m.damage and beats(o, totals) for o in rivals)
+        ]
 
     def _totals(self, levels: Levels) -> tuple[Floats, ...]:
         """Total of each resource of levels (..., n_choices)."""

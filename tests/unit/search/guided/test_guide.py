@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import optuna
 import pytest
@@ -130,6 +132,17 @@ def test_baselines_are_beaten_at_their_own_bytes():
     assert sum(best_at(aimed, r) for r in aimed[1:3]) < sum(
         best_at(at_large, r) for r in aimed[1:3]
     )
+
+
+def test_baselines_that_another_one_beats_are_not_aimed_at():
+    guide, trials = run(0)
+    good, larger = trials[2], trials[1]
+    guide.tell(7, replace(good, is_rival=True))
+    guide.tell(8, replace(larger, damage=2 * good.damage, is_rival=True))
+    for turn in range(30, 36):
+        assert bytes_of(guide.ask(3 * turn).levels) <= good.cost
+    guide.tell(9, replace(larger, damage=0.5 * good.damage, is_rival=True))
+    assert any(bytes_of(guide.ask(3 * turn).levels) > good.cost for turn in range(40, 44))
 
 
 def test_a_size_that_was_asked_for_gets_every_third_proposal():
