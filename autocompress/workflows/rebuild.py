@@ -41,7 +41,8 @@ BLOCK_STEPS = 0
 def strongest_allocation(layout: ModelLayout, allocation: Allocation) -> Allocation:
     """The allocation by the strongest methods that store as much; embeddings stay as they are.
 
-    An embedding is read before anything is compressed, so it has nothing to gain.
+    An embedding is read before anything is compressed, so its statistics would be the same; and
+    stronger methods take many times as long, and several copies in memory, of a vocabulary.
     """
     schemes = {}
     for name, scheme in allocation.items():
