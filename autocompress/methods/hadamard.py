@@ -27,6 +27,7 @@ from autocompress.methods.packing import unpack
 from autocompress.methods.problem import LayerProblem, LayerStatistics
 
 _AT_ONCE = 1 << 18  # elements: their passes stay in the caches
+_AT_ONCE_ON_GPU = 1 << 24  # calls count there
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,8 @@ class _Turn(torch.autograd.Function):
         d = matrix.shape[1]
         signs = _signs(d, seed).to(matrix.device, matrix.dtype)
         found = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device)
-        step = max(1, _AT_ONCE // d)
+        at_once = _AT_ONCE if matrix.device.type == "cpu" else _AT_ONCE_ON_GPU
+        step = max(1, at_once // d)
         for start in range(0, len(matrix), step):
             rows = matrix[start : start + step]
             turned = _mixed(rows, True) * signs if back else _mixed(rows * signs, False)

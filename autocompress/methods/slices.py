@@ -164,10 +164,13 @@ def decode_matrix(
     """
     is_sparse, coding = "mask" in tensors, storage.coding
     by_rows = is_sparse if coding is None else coding.by_rows and coding.stores_codes
+    device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
     n_weights = _WEIGHTS if is_sparse else _WEIGHTS_TO_COPY
+    if device.type != "cpu":
+        n_weights = _WEIGHTS_ON_GPU
     if not by_rows or storage.n_entries <= _WHOLE * n_weights:
         return then(storage.decode(tensors)).to(dtype)
-    found = torch.empty(storage.shape, dtype=dtype, device=next(iter(tensors.values())).device)
+    found = torch.empty(storage.shape, dtype=dtype, device=device)
     for rows, values in Slices.of(storage, tensors, n_weights=n_weights):
         found[rows] = then(values)
     return found

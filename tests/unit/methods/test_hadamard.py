@@ -3,6 +3,7 @@ from hashlib import shake_128
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autocompress.core.scheme import Scheme, Stage
 from autocompress.methods import (
@@ -148,3 +149,19 @@ def test_without_statistics_the_weight_is_rotated_all_the_same():
         dense = compress(weight, Scheme.parse(text), LayerStatistics.none()).to_dense()
         losses.append(float((dense - weight).square().sum()))
     assert losses[0] < losses[1]
+
+
+class Calls(TorchDispatchMode):
+    n = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.n += 1
+        return function(*arguments, **(options or {}))
+
+
+def test_where_calls_count_large_parts_are_turned_at_once():
+    with Calls() as few:
+        rotated_back(torch.empty(1, 14336, device="meta"), 0)
+    with Calls() as many:
+        rotated_back(torch.empty(1024, 14336, device="meta"), 0)
+    assert many.n < 2 * few.n
