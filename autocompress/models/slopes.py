@@ -136,7 +136,7 @@ class _Errors:
 
     def _stacked(self, name: str, n: int) -> Tensor:
         found: Tensor | None = None
-        for row, error in enumerate(self._of(name)):
+        for row, error in zip(range(n), self._of(name), strict=True):
             if found is None:
                 found = error.new_empty(n, len(error))
             found[row] = error

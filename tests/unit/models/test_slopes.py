@@ -149,6 +149,16 @@ def test_errors_that_memory_does_not_hold_are_made_for_each_sample(budget):
         torch.testing.assert_close(cut.by_layer[name], expected, rtol=1e-4, atol=1e-4 * scale)
 
 
+def test_memory_that_no_error_filled_is_never_taken_for_one():
+    model = tiny_model("llama")
+    layout = describe(model)
+    with pytest.raises(ValueError, match="shorter"):
+        collect_slopes(
+            model, layout, sequences_of("llama"), any_loss, n_errors={"lm_head": 2},
+            errors=errors_of(model, layout, n=1),
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_sums_over_a_large_layer_are_wider_than_its_gradient(dtype, monkeypatch):
     monkeypatch.setattr(slopes, "_AT_ONCE", 1 << 10)
