@@ -40,6 +40,7 @@ from autocompress.workflows.contexts import (
 )
 from autocompress.workflows.effort import with_effort
 from autocompress.workflows.finalize import finalize_in
+from autocompress.workflows.first_trials import few_proposals
 from autocompress.workflows.owl import recorded_owl, resolved_owl
 from autocompress.workflows.predictions import Predictions
 from autocompress.workflows.probing import search_probe
@@ -200,17 +201,17 @@ def run_search(
         space = session.space
         if sampler_class.needs_training:
             require_room(space, session.base.layout)
-        if hint := few_tokens(session):
-            shown.say(hint)
+        _advise(shown, few_tokens(session))
         record = study_record(session, old)
+        proposed = recorded_owl(record.resolved, space)
+        _advise(shown, few_proposals(budget, len(space.baselines()) + len(proposed)))
         with (
             Journal(directory / JOURNAL_FILE) as journal,
             Mirror(directory / MIRROR, space, journal.read(), objectives) as mirror,
         ):
             _write(record, directory)  # by the one that holds the journal
             context = search_context(session, record)
-            if hint := small_bank(space, context.bank.capacity_bytes):
-                shown.say(hint)
+            _advise(shown, small_bank(space, context.bank.capacity_bytes))
             with closing(make_driver(settings, context)) as driver:
                 clock.hold(driver.n_gpus)
                 table = _table(sampler_class, session, context, driver, directory)
@@ -221,11 +222,10 @@ def run_search(
                 prepared = clock.elapsed.seconds
                 study = Study(
                     space, sampler, driver, journal, budget, mirror=mirror, progress=shown.trial,
-                    proposed=recorded_owl(record.resolved, space), clock=clock,
+                    proposed=proposed, clock=clock,
                     reserve=report_reserve(record, session.splits.report.n_tokens),
                 )  # fmt: skip
-                if line := time_left(budget, prepared, study.spent):
-                    shown.say(line)
+                _advise(shown, time_left(budget, prepared, study.spent))
                 results = study.run()
                 spent = study.spent
         if study.interrupted:
@@ -234,6 +234,11 @@ def run_search(
         if settings.finalize and not study.interrupted and not in_part:
             return _finalized(run, session, record)
         return run
+
+
+def _advise(shown: StudyProgress, line: str) -> None:
+    if line:
+        shown.say(line)
 
 
 def _table(
