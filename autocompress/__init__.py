@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from autocompress.objectives import CostEfficiency, Exponents, cost_efficiency
     from autocompress.workflows.evaluate import evaluate_model as evaluate
     from autocompress.workflows.gate import judge_target as gate
+    from autocompress.workflows.profile import profile
     from autocompress.workflows.run import Run, load_run
     from autocompress.workflows.search import search
+    from autocompress.workflows.solve import solve_run as solve
 
 __version__ = _version("autocompress")
 
@@ -30,6 +32,8 @@ _VERBS = {
     "search": ("autocompress.workflows.search", "search"),
     "load_run": ("autocompress.workflows.run", "load_run"),
     "Run": ("autocompress.workflows.run", "Run"),
+    "profile": ("autocompress.workflows.profile", "profile"),
+    "solve": ("autocompress.workflows.solve", "solve_run"),
     "load": ("autocompress.export.loading", "load"),
     "evaluate": ("autocompress.workflows.evaluate", "evaluate_model"),
     "gate": ("autocompress.workflows.gate", "judge_target"),
@@ -50,7 +54,9 @@ __all__ = [
     "gate",
     "load",
     "load_run",
+    "profile",
     "search",
+    "solve",
 ]
 
 _install_hook()

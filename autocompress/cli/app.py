@@ -295,15 +295,10 @@ def solve(
     as_json: Json = False,
 ) -> None:
     """Best allocation for a new budget, predicted from a run's trials with no forward pass."""
-    from autocompress.fronts.document import parse_bytes
     from autocompress.report.solutions import solutions_table
     from autocompress.workflows.solve import solve_run
 
-    solutions = solve_run(
-        directory,
-        max_bytes=None if max_bytes is None else parse_bytes(max_bytes),
-        max_latency_ms=max_latency_ms,
-    )
+    solutions = solve_run(directory, max_bytes=max_bytes, max_latency_ms=max_latency_ms)
     if as_json:
         print_json([solution.to_json() for solution in solutions])
     else:
@@ -326,18 +321,15 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Predict how much each layer of MODEL suffers from each option of a space."""
-    from autocompress.report.progress import StudyProgress
     from autocompress.report.sensitivity import sensitivity_table
-    from autocompress.workflows.profile import PAGE, profile_model
-    from autocompress.workflows.settings import SearchSettings
+    from autocompress.workflows.profile import PAGE
+    from autocompress.workflows.profile import profile as run_profile
 
-    settings = SearchSettings(
-        model=model, task=task, data=data, space=space, seed=seed, report_tokens=1,
-        calibration_tokens=calibration_tokens, search_tokens=search_tokens,
-        sequence_length=sequence_length, trust_remote_code=trust_remote_code,
+    found = run_profile(
+        model, task=task, data=data, space=space, calibration_tokens=calibration_tokens,
+        search_tokens=search_tokens, sequence_length=sequence_length, seed=seed,
+        empirical=empirical, trust_remote_code=trust_remote_code, out=out, progress=True,
     )  # fmt: skip
-    with StudyProgress(enabled=True) as shown:
-        found = profile_model(settings, empirical=empirical, out=out, progress=shown)
     if as_json:
         print_json(found.to_json())
     else:

@@ -11,6 +11,7 @@ from typing import Any
 
 from autocompress.bank import Bank
 from autocompress.core.errors import RunDirectoryError
+from autocompress.report.progress import StudyProgress
 from autocompress.report.sensitivity import sensitivity_page
 from autocompress.search.option_table import OptionTable
 from autocompress.workflows.probing import search_probe
@@ -54,6 +55,55 @@ class Profile:
         }
 
 
+def profile(
+    model: str | Path,
+    *,
+    task: str = "auto",
+    data: str | Path = "auto",
+    space: str | Path = "joint",
+    calibration_tokens: int = 8192,
+    search_tokens: int = 2048,
+    sequence_length: int = 256,
+    seed: int = 0,
+    empirical: bool = False,
+    trust_remote_code: bool = False,
+    out: str | Path | None = None,
+    progress: bool = False,
+) -> Profile:
+    """Predict what each option of a space damages; the Python twin of ``autocompress profile``.
+
+    Args:
+        model: directory, hub id or ``package:NAME/FOLDER``.
+        task: name of a task; ``auto`` reads it from the model's config.
+        data: file, `datasets` directory, hub name or built-in; ``auto`` for the task's default.
+        space: name of a shipped search space, or path of a YAML file.
+        calibration_tokens: tokens for layer statistics.
+        search_tokens: held-out tokens that damages are predicted for.
+        sequence_length: tokens per sequence.
+        seed: of the splits.
+        empirical: take the data's labels instead of labels sampled from the model.
+        trust_remote_code: let code of the model repository run.
+        out: folder for the profile and its page; None keeps nothing.
+        progress: show steps on stderr.
+
+    Returns:
+        The predictions; `Profile.table` has damage, in `Profile.unit`, and costs by choice and
+        option, and `Profile.to_json` the document that ``--json`` prints.
+
+    Raises:
+        UsageError: an argument is wrong; its subclasses say which kind (model, data, space).
+        RunDirectoryError: `out` cannot be written.
+    """
+    settings = SearchSettings(
+        model=str(model), task=task, data=str(data), space=str(space), seed=seed, report_tokens=1,
+        calibration_tokens=calibration_tokens, search_tokens=search_tokens,
+        sequence_length=sequence_length, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    folder = None if out is None else Path(out)
+    with StudyProgress(enabled=progress) as shown:
+        return profile_model(settings, empirical=empirical, out=folder, progress=shown)
+
+
 def profile_model(
     settings: SearchSettings,
     *,
@@ -87,10 +137,10 @@ def profile_model(
         probe = search_probe(session, empirical=empirical)
         table = session.option_table(bank, store, probe=probe)
     n_tokens = session.splits.search.n_tokens
-    profile = Profile(session.settings, session.task.damage, n_tokens, empirical, table)
+    found = Profile(session.settings, session.task.damage, n_tokens, empirical, table)
     if out is not None:
-        _write(out, profile)
-    return profile
+        _write(out, found)
+    return found
 
 
 def _require_writable(folder: Path) -> None:
@@ -103,7 +153,7 @@ def _require_writable(folder: Path) -> None:
         ) from error
 
 
-def _write(out: Path, profile: Profile) -> None:
-    document = profile.to_json()
+def _write(out: Path, found: Profile) -> None:
+    document = found.to_json()
     (out / DOCUMENT).write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
     (out / PAGE).write_text(sensitivity_page(document), encoding="utf-8")

@@ -12,6 +12,7 @@ import numpy as np
 
 from autocompress.core import LATENCY, STORAGE, Allocation
 from autocompress.core.errors import UsageError
+from autocompress.fronts import parse_bytes
 from autocompress.search.guided.sampler import Guided
 from autocompress.search.journal import JOURNAL_FILE, read_journal
 from autocompress.search.solver import Levels, padded, solve, sweep
@@ -50,16 +51,19 @@ class Solution:
 
 
 def solve_run(
-    directory: Path, *, max_bytes: float | None = None, max_latency_ms: float | None = None
+    directory: str | Path,
+    *,
+    max_bytes: float | str | None = None,
+    max_latency_ms: float | None = None,
 ) -> list[Solution]:
-    """Solve for a budget with no forward pass.
+    """Solve for a budget with no forward pass; the Python twin of ``autocompress solve``.
 
     Predicted damages of single options are corrected by all trials of the journal (see
     `search.guided.surrogate`), then the allocation problem is solved anew.
 
     Args:
         directory: of a search.
-        max_bytes: largest storage of the whole model.
+        max_bytes: largest storage of the whole model, as a number or as in ``60MB``.
         max_latency_ms: longest time per token, as the search counted it; only one of the two may be
             given.
 
@@ -68,14 +72,15 @@ def solve_run(
         the search optimized, cheapest first.
 
     Raises:
-        UsageError: two budgets, or one that nothing fits.
+        UsageError: two budgets, one that cannot be read, or one that nothing fits.
         RunDirectoryError: the directory holds no predictions.
     """
     if max_bytes is not None and max_latency_ms is not None:
         raise UsageError(
             "One budget is solved at a time, but both --max-bytes and --max-latency-ms were given."
         )
-    solver = _Solver(directory)
+    max_bytes = parse_bytes(max_bytes) if isinstance(max_bytes, str) else max_bytes
+    solver = _Solver(Path(directory))
     if max_bytes is not None:
         return solver.within(STORAGE, max_bytes)
     if max_latency_ms is not None:

@@ -35,6 +35,20 @@ def test_the_table_names_every_layer(model, capsys):
     assert "Predicted damage of" in capsys.readouterr().out
 
 
+def test_the_python_twin_finds_the_same(model, tmp_path, capsys):
+    import autocompress as ac
+
+    assert run(["profile", model, *QUICK, "--json"]) == 0
+    found = ac.profile(
+        model, space="quick", calibration_tokens=256, search_tokens=128, sequence_length=32,
+        out=str(tmp_path / "out"),
+    )  # fmt: skip
+    shown = capsys.readouterr()
+    assert found.to_json() == json.loads(shown.out)
+    assert len(found.table.names) == len(found.table.damage)
+    assert (tmp_path / "out" / "sensitivity.html").is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

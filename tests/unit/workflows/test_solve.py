@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import autocompress as ac
 from autocompress.core import (
     Measurement,
     Metrics,
@@ -98,6 +99,12 @@ def test_trials_correct_the_prediction_of_the_solution(run):
     predicted = predictions()
     levels = list(predicted.space.encode(solution.allocation).values())
     assert solution.low < true_damage(predicted, levels) < solution.high
+
+
+def test_the_python_twin_takes_text_as_the_command_line_does(run):
+    assert ac.solve(str(run), max_bytes="4.2kB") == solve_run(run, max_bytes=4200)
+    with pytest.raises(UsageError, match="Example: 60MB"):
+        ac.solve(run, max_bytes="4.2k")
 
 
 def test_another_resource_can_be_the_budget(run):
