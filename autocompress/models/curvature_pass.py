@@ -163,7 +163,7 @@ class _Observer:
             )
             for item in window
         ]
-        self._tables = [_WatchedTable(table, coupled) for table in tables]
+        self._tables = [_WatchedTable(table, device, coupled) for table in tables]
         names = {item.name for item in window}
         self._sharing = [layer for layer in sharing(layout) if layer.input_name in names]
         self._n_units = 0
@@ -285,12 +285,12 @@ class _Call:
 class _WatchedTable:
     """Running sums about the rows that tokens read from an embedding."""
 
-    def __init__(self, layer: LayerSpec, coupled: bool) -> None:
+    def __init__(self, layer: LayerSpec, device: torch.device, coupled: bool) -> None:
         self.layer = layer
         self._coupled = coupled
         self._rows = torch.zeros(layer.out_features, dtype=torch.float64)
         width = layer.in_features
-        self._weighted = torch.zeros(width, width, dtype=torch.float64)
+        self._weighted = torch.zeros(width, width, dtype=torch.float64, device=device)
         self._statistics = torch.zeros_like(self._weighted)
         self._weight = 0.0
         self._n_reads = 0
@@ -317,19 +317,23 @@ class _WatchedTable:
         _watch_output(holder, hooks, take)
 
     def _add(self, tokens: Tensor, gradients: Tensor) -> None:
-        """One sequence: what reads the same row errs alike, different rows on their own."""
+        """One sequence: what reads the same row errs alike, different rows on their own.
+
+        Rows are added up on the CPU, where the order is always the same.
+        """
         if self._coupled:
             tokens, places = torch.unique(tokens, return_inverse=True)
             summed = gradients.new_zeros(len(tokens), gradients.shape[1])
             gradients = summed.index_add_(0, places, gradients)
         energies = gradients.square().sum(1)
         self._rows.index_add_(0, tokens, energies)
-        self._weighted.addmm_(gradients.T, gradients)
         reached = energies > 0
         # as a token's input, whose norm does not count for its weight
         weights = energies[reached] ** (TEMPERING - 1)
         scaled = gradients[reached] * weights.sqrt()[:, None]
-        self._statistics.addmm_(scaled.T, scaled)
+        pairs = (self._weighted, gradients), (self._statistics, scaled)
+        for total, part in ((total, part.to(total.device)) for total, part in pairs):
+            total.addmm_(part.T, part)
         self._weight += float((energies[reached] ** TEMPERING).sum())
         self._n_reads += int(reached.sum())
 
@@ -338,7 +342,7 @@ class _WatchedTable:
         hessian = (self._weighted / (float(self._weighted.trace()) or 1.0)).float()
         statistics = (self._statistics / (self._weight or 1.0)).float()
         _require_finite(self.layer.name, rows, hessian, statistics)
-        return Lookup(rows, hessian, statistics, self._n_reads)
+        return Lookup(rows, hessian.cpu(), statistics.cpu(), self._n_reads)
 
 
 def _watch_output(module: nn.Module, hooks: ExitStack, take: Callable[[int, Tensor], None]) -> None:

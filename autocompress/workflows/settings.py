@@ -62,7 +62,8 @@ class SearchSettings:
             `autocompress device` wrote.
         trust_remote_code: allow code from the model repository to run.
         token_weighting: how tokens count in layer statistics: ``gradient`` by the gradient that
-            reaches them, ``none`` all alike.
+            reaches them, ``none`` all alike (an embedding that is not the head has no statistics
+            then).
         cache: directory of statistics, bank and option tables; None: in the run directory. Runs
             may share one.
         bank_size: largest size of the bank on disk, e.g. ``20GB``; None for the default.
