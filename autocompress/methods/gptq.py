@@ -103,9 +103,19 @@ class RefinedGPTQ(GridQuantizer[GPTQOptionsT]):
             note = f"{self.name} rounded to nearest: {reason}"
             return round_to_nearest(problem, mask, options, (note,))
         start = GPTQ().quantize(problem, mask, options)
-        grid = GridCoding(options).grid(start.parameters)
-        grid, codes = self.refined(problem, mask, options, factor, (grid, start.codes))
-        return grid.quantized(codes, start.notes)
+        whole = GridCoding(options).grid(start.parameters)
+        found = [
+            self.refined(
+                problem.with_weight(problem.weight[part]),
+                None if mask is None else mask[part],
+                options,
+                factor,
+                (whole.of_rows(part), start.codes[part]),
+            )
+            for part in _row_slices(len(problem.weight))
+        ]
+        grid = Grid.of_all([grid for grid, _ in found])
+        return grid.quantized(torch.cat([codes for _, codes in found]), start.notes)
 
     @abstractmethod
     def refined(
@@ -133,12 +143,15 @@ def _factor(problem: LayerProblem, options: GPTQOptions) -> tuple[InverseFactor 
 
 def sweep(weight: Tensor, mask: Tensor | None, grid: Grid, factor: InverseFactor) -> Tensor:
     """Codes (o, d) uint8 of `weight` (o, d) on `grid`, with error compensation."""
-    parts = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(weight), _ROWS_AT_ONCE)]
-    masks = (None if mask is None else mask[part] for part in parts)
     return torch.cat([
-        _swept(weight[part], kept, grid.of_rows(part), factor)
-        for part, kept in zip(parts, masks, strict=True)
+        _swept(weight[part], None if mask is None else mask[part], grid.of_rows(part), factor)
+        for part in _row_slices(len(weight))
     ])  # fmt: skip
+
+
+def _row_slices(n_rows: int) -> list[slice]:
+    starts = range(0, n_rows, _ROWS_AT_ONCE)
+    return [slice(start, start + _ROWS_AT_ONCE) for start in starts]
 
 
 def _swept(weight: Tensor, mask: Tensor | None, grid: Grid, factor: InverseFactor) -> Tensor:

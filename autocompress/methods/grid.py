@@ -11,7 +11,7 @@ reload gives. Zero is on every grid, exactly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,6 +90,13 @@ class Grid:
         if self.zeros is None:
             return self.scales.new_full((1, 1), self.options.offset, dtype=torch.float32)
         return self.zeros.to(torch.float32)
+
+    @classmethod
+    def of_all(cls, parts: Sequence[Grid]) -> Grid:
+        """That of all rows, from those of slices of them."""
+        zeros = [part.zeros for part in parts if part.zeros is not None]
+        scales = torch.cat([part.scales for part in parts])
+        return cls(parts[0].options, scales, torch.cat(zeros) if zeros else None)
 
     def of_rows(self, part: slice) -> Grid:
         """That of some rows."""

@@ -175,3 +175,14 @@ def test_rows_are_swept_a_few_at_a_time(monkeypatch, symmetric, masked):
     expected = sweep(problem.weight, mask, grid, factor)
     monkeypatch.setattr("autocompress.methods.gptq._ROWS_AT_ONCE", 10)
     assert torch.equal(sweep(problem.weight, mask, grid, factor), expected)
+
+
+@pytest.mark.parametrize("method", ["quantease", "autoround"])
+@pytest.mark.parametrize("symmetric", ["true", "false"])
+def test_what_starts_from_it_is_refined_a_few_rows_at_a_time(monkeypatch, method, symmetric):
+    problem = problem_of(37, 32)
+    scheme = Scheme.parse(f"{method}(bits=3,group_size=16,symmetric={symmetric})")
+    expected = compress(problem.weight, scheme, problem.statistics).to_dense()
+    monkeypatch.setattr("autocompress.methods.gptq._ROWS_AT_ONCE", 10)
+    found = compress(problem.weight, scheme, problem.statistics).to_dense()
+    assert torch.equal(found, expected)
