@@ -55,13 +55,14 @@ class Gguf(Exporter):
         return "" if scheme.is_base else self.target(layer, scheme).refusal
 
     def refusal_of_model(self, base: BaseModel) -> str:
-        """See `Exporter.refusal_of_model`."""
+        """See `Exporter.refusal_of_model`; raises `UsageError` without the package gguf."""
         from autocompress.export.gguf_blocks import FLOAT_TYPES
         from autocompress.export.gguf_models import model_refusal
         from autocompress.export.gguf_tokenizer import tokenizer_refusal
 
         if base.auto_class != "AutoModelForCausalLM":
             return f"it holds causal language models, but got {base.auto_class}."
+        require_packages(self)
         return (
             dtype_refusal(base, FLOAT_TYPES)
             or model_refusal(base.module)

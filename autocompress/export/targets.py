@@ -12,11 +12,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from autocompress.core import LayerSpec, Scheme
-from autocompress.core.errors import SpaceError
+from autocompress.core.errors import SpaceError, UsageError
 from autocompress.core.registry import Registry
 from autocompress.core.scheme import BASE_SCHEME
 from autocompress.export.compressed_tensors import group_scheme
-from autocompress.export.exporter import require_model
 from autocompress.export.formats import EXPORTERS
 from autocompress.spaces import Choice, Option, SearchSpace, load_space
 from autocompress.spaces.schema import Ties
@@ -69,12 +68,13 @@ def space_for(
     Raises:
         UnknownNameError: there is no such target or shipped space.
         SpaceError: the file is malformed or does not fit the model, or nothing of it is left.
-        UsageError: the target's format cannot hold the model at all.
+        UsageError: the target's format cannot hold the model at all, or a package of it is needed
+            to tell.
     """
     chosen = TARGETS[target]
     if not chosen.exporter:
         return load_space(space, base.layout.layers, routed=routed)
-    require_model(EXPORTERS[chosen.exporter], base)
+    _require_model(chosen, base)
     ties = Ties() if chosen.fused else None
     whole = load_space(space, base.layout.layers, ties=ties, routed=routed)
     return restricted(whole, chosen, {layer.name: layer for layer in base.layout.layers})
@@ -96,6 +96,27 @@ def restricted(space: SearchSpace, target: Target, layers: Mapping[str, LayerSpe
     before = sum(len(choice.options) for choice in space.choices)
     n_dropped = space.n_dropped + before - sum(len(choice.options) for choice in choices)
     return replace(space, choices=choices, n_dropped=n_dropped)
+
+
+def _require_model(target: Target, base: BaseModel) -> None:
+    reason = EXPORTERS[target.exporter].refusal_of_model(base)
+    if not reason:
+        return
+    others = [name for name in TARGETS if _takes(TARGETS[name], base)]
+    other = f"--target {' or '.join(others)}, which can, or " if others else ""
+    raise UsageError(
+        f"{target.exporter}, which the target {target.name} reads, cannot hold this model: "
+        f"{reason} Next step: {other}--target any and then export --format packed, which holds "
+        "every model."
+    )
+
+
+def _takes(target: Target, base: BaseModel) -> bool:
+    """Whether a target's format is known to hold a model; one that cannot tell here is none."""
+    try:
+        return bool(target.exporter) and not EXPORTERS[target.exporter].refusal_of_model(base)
+    except UsageError:
+        return False
 
 
 def _restricted(choice: Choice, target: Target, layers: Mapping[str, LayerSpec]) -> Choice:

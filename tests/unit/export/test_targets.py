@@ -118,6 +118,29 @@ def test_a_space_that_loses_everything_is_an_error_with_an_example(
         space_of("vllm", only_ranks)
 
 
+def test_a_model_that_the_format_cannot_hold_is_told_which_targets_can(
+    make_base: Callable[..., BaseModel],
+) -> None:
+    with pytest.raises(
+        UsageError,
+        match=r"^gguf, which the target llama\.cpp reads, cannot hold this model: .* Next step: "
+        r"--target transformers or vllm or openvino, which can, or --target any and then export",
+    ):
+        space_for("llama.cpp", "quick", make_base("bert-encoder"))
+    with pytest.raises(UsageError, match=r"openvino reads.* Next step: --target any and then"):
+        space_for("openvino", "quick", make_base("t5"))
+
+
+def test_a_target_whose_package_must_tell_what_it_holds_names_it(
+    base: BaseModel, make_base: Callable[..., BaseModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"gguf.*pip install 'autocompress\[gguf\]'"):
+        space_for("llama.cpp", "quick", base)
+    with pytest.raises(UsageError, match=r"openvino reads.* Next step: --target any and then"):
+        space_for("openvino", "quick", make_base("mixtral"))
+
+
 def test_an_unknown_target_is_answered_with_the_nearest(base: BaseModel) -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'vllm'"):
         space_for("vlm", "quick", base)
