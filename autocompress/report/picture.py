@@ -63,7 +63,11 @@ def front_svg(document: FrontDocument, *, lowest_quality: float | None = None) -
         NoAnswerError: the front has no members.
     """
     if not document.members:
-        raise NoAnswerError("A front without members cannot be drawn.")
+        raise NoAnswerError(
+            "A front without members cannot be drawn, and no compressed model was measured. Next "
+            "step: see the failed trials in trials.jsonl, or repeat the search with --resume and "
+            "a larger --budget."
+        )
     low = _lowest(document) if lowest_quality is None else lowest_quality
     members = [m for m in document.members if m.quality.retained >= low]
     baselines = [b for b in document.baselines if b.quality.retained >= low]
