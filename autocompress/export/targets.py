@@ -6,7 +6,7 @@ space is restricted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from autocompress.core import LayerSpec, Scheme
 from autocompress.core.errors import SpaceError, UsageError
 from autocompress.core.registry import Registry
-from autocompress.core.scheme import BASE_SCHEME
+from autocompress.core.scheme import BASE_SCHEME, Stage
 from autocompress.export.compressed_tensors import group_scheme
 from autocompress.export.formats import EXPORTERS
 from autocompress.spaces import Choice, Option, SearchSpace, load_space
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from autocompress.models import BaseModel
 
 Rule = Callable[[LayerSpec, Scheme], str]
+
+_GROUP_SIZE = "group_size"
+_FINEST = 32
+"""The smallest group size that all targets run; smaller ones cost more bytes than they save."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,8 @@ def space_for(
 ) -> SearchSpace:
     """The search space that a name or file gives on a model, without what `target` cannot run.
 
-    A choice that loses every option keeps the base.
+    An option whose groups do not divide the rows gets finer ones if it runs with those. A choice
+    that loses every option keeps the base.
 
     Args:
         target: name of a target.
@@ -120,25 +125,80 @@ def _takes(target: Target, base: BaseModel) -> bool:
 
 
 def _restricted(choice: Choice, target: Target, layers: Mapping[str, LayerSpec]) -> Choice:
-    options = tuple(
-        option for option in choice.options if not any(_refusals(choice, option, target, layers))
-    )
+    specs = [layers[name] for name in choice.layers]
+    options: dict[tuple[Scheme, ...], Option] = {}
+    for option in choice.options:
+        found = _runnable(option, target, specs)
+        if found is not None:
+            options.setdefault(found.schemes, found)
     base = Option(str(BASE_SCHEME), (BASE_SCHEME,) * len(choice.layers), choice.base_bytes)
-    return replace(choice, options=options or (base,))
+    ordered = sorted(options.values(), key=lambda option: option.storage_bytes)
+    return replace(choice, options=tuple(ordered) or (base,))
+
+
+def _runnable(option: Option, target: Target, specs: Sequence[LayerSpec]) -> Option | None:
+    """The option as the target runs it: with half the group size, or a quarter, where it must be.
+
+    Layers of 960 inputs have no groups of 128 in formats without a ragged last one, but of 64.
+    """
+    schemes = option.schemes
+    while any(_refusals(schemes, target, specs)):
+        finer = tuple(map(_with_finer_groups, schemes))
+        if finer == schemes:
+            return None
+        schemes = finer
+    return option if schemes == option.schemes else _rewritten(option, schemes, specs)
+
+
+def _with_finer_groups(scheme: Scheme) -> Scheme:
+    """The scheme with half the group size, where that is not too fine for a target."""
+    sizes = _group_sizes(scheme)
+    halves = {m: size // 2 for m, size in sizes.items() if not size % 2 and size >= 2 * _FINEST}
+    return _with_groups(scheme, halves)
+
+
+def _group_sizes(scheme: Scheme) -> dict[str, int]:
+    """By the name of a method that rounds to a grid in groups."""
+    from autocompress.methods import METHODS, GridQuantizer
+
+    grids = [s for s in scheme.stages if isinstance(METHODS[s.method], GridQuantizer)]
+    return {s.method: int(dict(s.options)[_GROUP_SIZE]) for s in grids}
+
+
+def _with_groups(scheme: Scheme, sizes: Mapping[str, int]) -> Scheme:
+    return Scheme(
+        tuple(
+            Stage.of(s.method, {**dict(s.options), _GROUP_SIZE: sizes[s.method]})
+            if s.method in sizes
+            else s
+            for s in scheme.stages
+        )
+    )
+
+
+def _rewritten(option: Option, schemes: tuple[Scheme, ...], specs: Sequence[LayerSpec]) -> Option:
+    """The option with other group sizes, in its label too."""
+    from autocompress.methods import footprint
+
+    label = _with_groups(Scheme.parse(option.label), _group_sizes(schemes[0]))
+    pairs = zip(specs, schemes, strict=True)
+    n_bytes = sum(footprint(layer, scheme).storage_bytes for layer, scheme in pairs)
+    return Option(str(label), schemes, n_bytes)
 
 
 def _refusals(
-    choice: Choice, option: Option, target: Target, layers: Mapping[str, LayerSpec]
+    schemes: Sequence[Scheme], target: Target, specs: Sequence[LayerSpec]
 ) -> Iterator[str]:
-    for name, scheme in zip(choice.layers, option.schemes, strict=True):
-        yield target.refusal(layers[name], scheme)
+    for layer, scheme in zip(specs, schemes, strict=True):
+        yield target.refusal(layer, scheme)
 
 
 def _example(space: SearchSpace, target: Target, layers: Mapping[str, LayerSpec]) -> str:
     """Why one option was dropped, of a layer inside a block if there is one."""
     for choice in sorted(space.choices, key=lambda c: layers[c.layers[0]].block is None):
+        specs = [layers[name] for name in choice.layers]
         for option in reversed(choice.options):
-            reason = next(filter(None, _refusals(choice, option, target, layers)), "")
+            reason = next(filter(None, _refusals(option.schemes, target, specs)), "")
             if reason:
                 return f"For example {choice.name}: {reason} "
     return ""

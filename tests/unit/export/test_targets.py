@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.core import Scheme
+from autocompress.core import LayerSpec, Scheme
 from autocompress.core.errors import SpaceError, UnknownNameError, UsageError
-from autocompress.export.targets import TARGETS, space_for
+from autocompress.export.targets import TARGETS, restricted, space_for
+from autocompress.methods import canonical
 from autocompress.models import BaseModel
-from autocompress.spaces import SearchSpace
+from autocompress.spaces import SearchSpace, load_space
 from autocompress.workflows.settings import SearchSettings, require_same_study
 
 HEAD = "schema_version: 1\nname: mine\ndescription: A test.\n"
@@ -139,6 +140,43 @@ def test_a_target_whose_package_must_tell_what_it_holds_names_it(
         space_for("llama.cpp", "quick", base)
     with pytest.raises(UsageError, match=r"openvino reads.* Next step: --target any and then"):
         space_for("openvino", "quick", make_base("mixtral"))
+
+
+def wide_layer(inputs: int) -> LayerSpec:
+    name = "model.layers.0.self_attn.o_proj"
+    return LayerSpec(name, "output", 0, 64, inputs, "linear", "bfloat16", name, 64 * inputs)
+
+
+@pytest.mark.parametrize(
+    ("target", "inputs", "left"),
+    [
+        ("transformers", 1024, {"4,group_size=128": 4.125, "4,group_size=64": 4.25}),
+        ("transformers", 960, {"4,group_size=64": 4.25}),
+        ("openvino", 960, {"4,group_size=64": 4.25}),
+        ("vllm", 864, {"4,group_size=32": 4.5}),
+        ("llama.cpp", 960, {"4,group_size=128": 4 + 16 * 8 / 960, "4,group_size=64": 4.25}),
+        ("transformers", 1000, {}),
+    ],
+)
+def test_groups_become_as_fine_as_the_rows_of_a_layer_want(
+    tmp_path: Path, target: str, inputs: int, left: dict[str, float]
+) -> None:
+    layer = wide_layer(inputs)
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"{HEAD}choices:\n- roles: [output]\n  options:\n  - base\n  - rtn(bits=8,group_size=0)\n"
+        "  - quantize: [{method: rtn, bits: 4, group_size: [128, 64]}]\n"
+    )
+    whole = load_space(str(path), [layer])
+    space = restricted(whole, TARGETS[target], {layer.name: layer})
+    grids = [o for o in space.choices[0].options if "bits=4" in o.label]
+    assert {o.label for o in grids} == {f"rtn(bits={text})" for text in left}
+    for option in grids:
+        assert option.storage_bytes * 8 / layer.n_weights == left[option.label[9:-1]]
+        assert option.schemes == (canonical(Scheme.parse(option.label)),)
+    sizes = [o.storage_bytes for o in space.choices[0].options]
+    assert sizes == sorted(sizes)
+    assert space.n_dropped == 2 - len(left)
 
 
 def test_an_unknown_target_is_answered_with_the_nearest(base: BaseModel) -> None:
