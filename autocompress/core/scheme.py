@@ -34,6 +34,10 @@ class Stage:
         """A stage with its options sorted by name."""
         return cls(method, tuple(sorted((options or {}).items())))
 
+    def with_options(self, options: Mapping[str, OptionValue]) -> Stage:
+        """The stage with some options set, the others as they are."""
+        return Stage.of(self.method, {**dict(self.options), **options})
+
     def __str__(self) -> str:
         inner = ",".join(f"{name}={_show(value)}" for name, value in self.options)
         return f"{self.method}({inner})" if inner else self.method

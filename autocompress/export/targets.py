@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from autocompress.core import LayerSpec, Scheme
 from autocompress.core.errors import SpaceError, UsageError
 from autocompress.core.registry import Registry
-from autocompress.core.scheme import BASE_SCHEME, Stage
+from autocompress.core.scheme import BASE_SCHEME
 from autocompress.export.compressed_tensors import group_scheme
 from autocompress.export.formats import EXPORTERS
 from autocompress.spaces import Choice, Option, SearchSpace, load_space
@@ -92,7 +92,7 @@ def restricted(space: SearchSpace, target: Target, layers: Mapping[str, LayerSpe
         SpaceError: nothing but the base is left.
     """
     choices = tuple(_restricted(choice, target, layers) for choice in space.choices)
-    if all(scheme.is_base for c in choices for o in c.options for scheme in o.schemes):
+    if all(option.is_base for c in choices for option in c.options):
         raise SpaceError(
             f"A space must offer something that the target {target.name} runs, but of "
             f"{space.name!r} nothing is left on this model. {_example(space, target, layers)}"
@@ -168,9 +168,7 @@ def _group_sizes(scheme: Scheme) -> dict[str, int]:
 def _with_groups(scheme: Scheme, sizes: Mapping[str, int]) -> Scheme:
     return Scheme(
         tuple(
-            Stage.of(s.method, {**dict(s.options), _GROUP_SIZE: sizes[s.method]})
-            if s.method in sizes
-            else s
+            s.with_options({_GROUP_SIZE: sizes[s.method]}) if s.method in sizes else s
             for s in scheme.stages
         )
     )

@@ -180,7 +180,7 @@ def _mixed(matrix: Tensor, transposed: bool) -> Tensor:
     """Times ``C x H``, or its transpose; H is symmetric."""
     rows, d = matrix.shape
     n, m = _power_and_rest(d)
-    mixed = _butterflies(matrix.reshape(rows * m, n)).mul_(1 / math.sqrt(n)).view(rows, m, n)
+    mixed = (_butterflies(matrix.reshape(rows * m, n)) * (1 / math.sqrt(n))).view(rows, m, n)
     if m > 1:
         cosines = _cosines(m).to(matrix.device, matrix.dtype)
         mixed = (cosines if transposed else cosines.T) @ mixed
@@ -190,8 +190,6 @@ def _mixed(matrix: Tensor, transposed: bool) -> Tensor:
 def _butterflies(matrix: Tensor) -> Tensor:
     """Times H_n, but for its size: sums and differences over every factor of two of n, in turn."""
     rows, n = matrix.shape
-    if n == 1:
-        return matrix.clone()
     half = 1
     while half < n:
         pairs = matrix.view(rows, n // (2 * half), 2, half)

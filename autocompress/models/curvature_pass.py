@@ -331,9 +331,9 @@ class _WatchedTable:
         # as a token's input, whose norm does not count for its weight
         weights = energies[reached] ** (TEMPERING - 1)
         scaled = gradients[reached] * weights.sqrt()[:, None]
-        pairs = (self._weighted, gradients), (self._statistics, scaled)
-        for total, part in ((total, part.to(total.device)) for total, part in pairs):
-            total.addmm_(part.T, part)
+        for total, part in ((self._weighted, gradients), (self._statistics, scaled)):
+            there = part.to(total.device)
+            total.addmm_(there.T, there)
         self._weight += float((energies[reached] ** TEMPERING).sum())
         self._n_reads += int(reached.sum())
 

@@ -116,7 +116,7 @@ def nearest_milder(choice: Choice, kind: LevelKind, value: float, transform: str
 
 def _base_level(choice: Choice) -> int:
     for level, option in enumerate(choice.options):
-        if all(scheme.is_base for scheme in option.schemes):
+        if option.is_base:
             return level
     return len(choice.options) - 1
 

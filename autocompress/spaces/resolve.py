@@ -138,7 +138,7 @@ class _Resolver:
         self, options: Collection[Option], name: str, base_bytes: int
     ) -> list[Option]:
         """Without those that only round, and store no less than the base that is offered too."""
-        if not any(_is_base(option) for option in options):
+        if not any(option.is_base for option in options):
             return list(options)
         kept = []
         for option in options:
@@ -183,10 +183,6 @@ def _fit(option: WrittenOption, layer: LayerSpec, numbers: tuple[int, ...]) -> _
         raise SpaceError(f"{option.where}: {option.label} does not fit: {error}") from error
 
 
-def _is_base(option: Option) -> bool:
-    return all(scheme.is_base for scheme in option.schemes)
-
-
 def _only_rounds(option: Option) -> bool:
     """Whether weights are rounded, and nothing else: what is computed stays the same."""
     stages = [stage for scheme in option.schemes for stage in scheme.stages]
@@ -197,7 +193,7 @@ def _with_width(
     option: WrittenOption, width: Stage, given: Mapping[str, OptionValue]
 ) -> WrittenOption:
     """The option with what its change of width means for a layer: nothing if nothing is given."""
-    changed = (_with_options(without_counts(width), given),) if given else ()
+    changed = (without_counts(width).with_options(given),) if given else ()
     others = tuple(stage for stage in option.scheme.stages if stage is not width)
     return replace(option, scheme=Scheme((*changed, *others)))
 
@@ -209,7 +205,7 @@ def _with_ranks(option: WrittenOption, layer: LayerSpec, numbers: tuple[int, ...
         stage, n_layers = written, 1
         if _is_sharing(written):
             names: dict[str, OptionValue] = {_among(written): written_numbers(numbers)}
-            stage, n_layers = _with_options(written, names), len(numbers)
+            stage, n_layers = written.with_options(names), len(numbers)
         ratio = _ratio(stage)
         if ratio is not None:
             rank = rank_for(ratio, layer, n_layers)
@@ -252,11 +248,7 @@ def _ratio(stage: Stage) -> float | None:
 
 def _with_rank(stage: Stage, rank: int) -> Stage:
     others = tuple((name, value) for name, value in stage.options if name != RATIO)
-    return _with_options(Stage(stage.method, others), {"rank": rank})
-
-
-def _with_options(stage: Stage, options: Mapping[str, OptionValue]) -> Stage:
-    return Stage.of(stage.method, {**dict(stage.options), **options})
+    return Stage(stage.method, others).with_options({"rank": rank})
 
 
 def _check_written(option: WrittenOption) -> None:

@@ -29,6 +29,11 @@ class Option:
     schemes: tuple[Scheme, ...]
     storage_bytes: int = 0
 
+    @property
+    def is_base(self) -> bool:
+        """Whether it leaves every layer as it is."""
+        return all(scheme.is_base for scheme in self.schemes)
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back to an equal value."""
         schemes = [str(scheme) for scheme in self.schemes]

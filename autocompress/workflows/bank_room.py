@@ -15,7 +15,7 @@ def bank_need(space: SearchSpace) -> int:
         option.storage_bytes
         for choice in space.choices
         for option in choice.options
-        if not all(scheme.is_base for scheme in option.schemes)
+        if not option.is_base
     )
 
 

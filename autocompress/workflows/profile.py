@@ -15,7 +15,7 @@ from autocompress.report.progress import StudyProgress
 from autocompress.report.sensitivity import sensitivity_page
 from autocompress.search.option_table import OptionTable
 from autocompress.workflows.probing import search_probe
-from autocompress.workflows.session import QUIET, Progress, open_session
+from autocompress.workflows.session import Progress, open_session
 from autocompress.workflows.settings import SearchSettings
 
 PAGE = "sensitivity.html"
@@ -24,7 +24,7 @@ DOCUMENT = "profile.json"
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What `profile_model` found.
+    """What `profile` found.
 
     Attributes:
         settings: model, task, data and tokens, resolved.
@@ -101,32 +101,12 @@ def profile(
     )  # fmt: skip
     folder = None if out is None else Path(out)
     with StudyProgress(enabled=progress) as shown:
-        return profile_model(settings, empirical=empirical, out=folder, progress=shown)
+        return _predicted(settings, empirical, folder, shown)
 
 
-def profile_model(
-    settings: SearchSettings,
-    *,
-    empirical: bool = False,
-    out: Path | None = None,
-    progress: Progress = QUIET,
+def _predicted(
+    settings: SearchSettings, empirical: bool, out: Path | None, progress: Progress
 ) -> Profile:
-    """Predict the damage of every layer under every option of a space.
-
-    Args:
-        settings: model, task, data, space, calibration and search tokens, sequence length and seed
-            count.
-        empirical: take the data's labels instead of labels sampled from the model.
-        out: folder for the profile, its page and what it was made from; None keeps nothing.
-        progress: told when a long step starts.
-
-    Raises:
-        ModelError: the model cannot be loaded.
-        DataError: the data cannot be read or is too short.
-        SpaceError: the space does not fit the model.
-        UsageError: `empirical`, and the task has no labels.
-        RunDirectoryError: `out` cannot be written.
-    """
     with ExitStack() as stack:
         cache = out or Path(stack.enter_context(TemporaryDirectory(prefix="autocompress-")))
         _require_writable(cache)

@@ -106,7 +106,7 @@ def reached_space(session: Session, space: SearchSpace) -> SearchSpace:
     choices = tuple(c for c in space.choices if gone.isdisjoint(c.layers))
     layers = session.base.layout.layers
     where = _parts([x.name for x in layers if x.name in gone], {x.name for x in layers} - never)
-    if all(s.is_base for c in choices for option in c.options for s in option.schemes):
+    if all(option.is_base for c in choices for option in c.options):
         raise SpaceError(
             f"A space must offer something for layers that calibration tokens reach, but of "
             f"{space.name!r} nothing is left: they do not reach {where}. Next step: another "

@@ -174,28 +174,22 @@ class Guide:
         if turn % _AIMED:
             return None
         view = look.view
-        goals = [_Aim(aim, (aim,)) for aim in self._aims if view is self._views[0]] or [
-            _Aim(rival.cost, limits) for rival, limits in self._worth_beating(look)
-        ]
+        goals = [_Aim(aim, (aim,)) for aim in self._aims if view is self._views[0]]
+        goals = goals or self._worth_beating(look)
         goals = list({goal.cost: goal for goal in reversed(goals)}.values())[::-1]
         return goals[turn // _AIMED % len(goals)] if goals else None
 
-    def _worth_beating(self, look: _Look) -> list[tuple[Measured, tuple[Floats, ...]]]:
-        """Baselines that are of use and that no other one beats, with their totals."""
+    def _worth_beating(self, look: _Look) -> list[_Aim]:
+        """At baselines that are of use and that no other one beats."""
         scale = look.scale
         rivals = [
-            (m, self._totals(m.levels))
-            for m in look.view.rivals
-            if m.damage < scale.broken_damage and m.cost < scale.largest
+            m for m in look.view.rivals if m.damage < scale.broken_damage and m.cost < scale.largest
         ]
-
-        def beats(other: tuple[Measured, tuple[Floats, ...]], totals: tuple[Floats, ...]) -> bool:
-            return all(t <= limit for t, limit in zip(other[1], totals, strict=True))
-
+        aims = [_Aim(m.cost, self._totals(m.levels)) for m in rivals]
         return [
-            (m, totals)
-            for m, totals in rivals
-            if not any(o[0].damage < m.damage and beats(o, totals) for o in rivals)
+            aim
+            for aim, m in zip(aims, rivals, strict=True)
+            if not any(o.damage < m.damage and self._fits(o.levels, aim) for o in rivals)
         ]
 
     def _totals(self, levels: Levels) -> tuple[Floats, ...]:
