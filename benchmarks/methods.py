@@ -59,6 +59,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *(f"kmeans(bits={b})" for b in (2, 3, 4, 6)),
         *(f"subgroup(average={b}.0)" for b in (2, 3, 4)),
         *(f"product(block={n})" for n in (8, 4, 2)),
+        *(f"hadamard+trellis(bits={n})" for n in (2, 3, 4)),
         "binary", "ternary", "nf4", "mxfp4", "nvfp4", "fp8", "cast",
     ),
     "sparsities": (

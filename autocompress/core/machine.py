@@ -23,6 +23,15 @@ def cpu_model() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
+def cache_directory() -> Path:
+    """The user's cache of this package; need not exist."""
+    named = os.environ.get("AUTOCOMPRESS_CACHE")
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "autocompress"
+
+
 def usable_cores() -> int:
     """Cores that this process may use: by its affinity and, in a container, by its quota."""
     affine = hasattr(os, "sched_getaffinity")

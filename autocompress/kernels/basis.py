@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autocompress.kernels.native.build import library, missing
 from autocompress.methods.base import Transform
 from autocompress.methods.hadamard import Hadamard, signs_and_cosines
 from autocompress.methods.schemes import Step
+from autocompress.native.build import library, missing
 
 Entrance = Callable[[Tensor], Tensor]
 """``T^-1 x`` of inputs (n, d) float32."""

@@ -28,8 +28,8 @@ from autocompress.kernels.base import (
     tensor_bytes,
 )
 from autocompress.kernels.integer import grid_options
-from autocompress.kernels.native.build import has_panels, library, missing
 from autocompress.methods.packing import unpack
+from autocompress.native.build import has_panels, library, missing
 
 _CHUNK = 8  # codes that the C reads at a time
 _WEIGHTS_PER_TILE = 1 << 20  # of float32 that lie beside the file for a moment

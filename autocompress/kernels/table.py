@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -20,20 +19,11 @@ import torch
 
 from autocompress.core.digest import digest
 from autocompress.core.files import write_atomically
-from autocompress.core.machine import cpu_model
+from autocompress.core.machine import cache_directory, cpu_model
 from autocompress.kernels.code import code_digest
 
 _logger = logging.getLogger(__name__)
 _VERSION = 1
-
-
-def cache_directory() -> Path:
-    """The user's cache of this package; need not exist."""
-    named = os.environ.get("AUTOCOMPRESS_CACHE")
-    if named:
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "autocompress"
 
 
 def device_name(device: torch.device) -> str:

@@ -39,6 +39,7 @@ from autocompress.methods import (  # noqa: F401
     svd_llm,
     ternary,
     tied,
+    trellis,
     wanda,
     wanda_sp,
     ziplm,

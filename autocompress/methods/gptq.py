@@ -112,7 +112,7 @@ class RefinedGPTQ(GridQuantizer[GPTQOptionsT]):
                 factor,
                 (whole.of_rows(part), start.codes[part]),
             )
-            for part in _row_slices(len(problem.weight))
+            for part in row_slices(len(problem.weight))
         ]
         grid = Grid.of_all([grid for grid, _ in found])
         return grid.quantized(torch.cat([codes for _, codes in found]), start.notes)
@@ -145,11 +145,12 @@ def sweep(weight: Tensor, mask: Tensor | None, grid: Grid, factor: InverseFactor
     """Codes (o, d) uint8 of `weight` (o, d) on `grid`, with error compensation."""
     return torch.cat([
         _swept(weight[part], None if mask is None else mask[part], grid.of_rows(part), factor)
-        for part in _row_slices(len(weight))
+        for part in row_slices(len(weight))
     ])  # fmt: skip
 
 
-def _row_slices(n_rows: int) -> list[slice]:
+def row_slices(n_rows: int) -> list[slice]:
+    """Slices of rows that are swept one after another."""
     starts = range(0, n_rows, _ROWS_AT_ONCE)
     return [slice(start, start + _ROWS_AT_ONCE) for start in starts]
 

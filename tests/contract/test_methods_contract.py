@@ -291,6 +291,16 @@ EXAMPLES = {
             "iterations": "product(block=2,iterations=-1)",
         },
     ),
+    "trellis": MethodExamples(
+        schemes=(
+            "trellis(bits=2)",
+            "hadamard+trellis(bits=3)",
+            "svd_llm(rank=16)+trellis(bits=5)",
+            "trellis(bits=4)+eora(rank=2)",
+        ),
+        ladder=tuple(f"hadamard+trellis(bits={bits})" for bits in range(1, 7)),
+        bad_options={"bits": "trellis(bits=7)", "damping": "trellis(damping=0)"},
+    ),
     "subgroup": MethodExamples(
         schemes=(
             "subgroup(bands=4)",

@@ -74,6 +74,15 @@ FOLDERS = {
             "model.layers.0.mlp.down_proj": "smoothquant(alpha=0.8)+gptq(bits=3,group_size=8)",
         },
     ),
+    "packed_trellis": (  # a vocabulary of two cycles, layers of one
+        Sizes(hidden=16, intermediate=24, blocks=1, heads=2, key_value_heads=2, vocabulary=520),
+        {
+            "model.embed_tokens": "hadamard+trellis(bits=2)",
+            "model.layers.0.self_attn.o_proj": "trellis(bits=5)",
+            "model.layers.0.mlp.up_proj": "hadamard(seed=2)+trellis(bits=3)+eora(rank=2)",
+            "model.layers.0.mlp.down_proj": "trellis(bits=4)+int_inputs(bits=7)",
+        },
+    ),
     "packed_width": (
         Sizes(hidden=24, intermediate=40, blocks=2, heads=4, key_value_heads=2, vocabulary=48),
         {

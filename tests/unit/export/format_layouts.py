@@ -106,6 +106,8 @@ def parameter_layout(stage: Stage, shape: Shape) -> Layout:
         return {"codebook": ((shape[0], 1 << bits_of(stage)), "float16")}
     if stage.method == "product":
         return {"codebook": ((stage.number("codewords"), stage.number("block")), "float16")}
+    if stage.method == "trellis":
+        return {"scales": ((shape[0],), "float16")}
     if stage.method == "autoencoder":
         return piece_layout(stage, shape)
     return scale_layout(stage, (shape[0], -(-shape[1] // width_of(stage, shape[1]))))

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import shake_128
+from statistics import NormalDist
 
 import numpy as np
 
@@ -24,6 +25,7 @@ KINDS = {
     "quantize": (
         "rtn", "gptq", "autoround", "quantease", "cast", "fp8", "mxfp4", "nvfp4", "nf4",
         "binary", "ternary", "hqq", "kmeans", "product", "subgroup", "drop", "autoencoder",
+        "trellis",
     ),
     "residual": ("eora", "lq_lora", "outlier_columns", "outlier_weights"),
     "inputs": ("int_inputs",),
@@ -172,12 +174,14 @@ def read_matrix(tensors: Tensors, quantize: Stage | None, shape: Shape) -> np.nd
         flat = np.zeros(n, dtype=values.dtype)
         flat[kept] = values
         return flat.reshape(shape)
-    if quantize.method == "subgroup":
-        return read_bands(tensors, quantize, shape)
-    if quantize.method == "product":
-        return read_product(tensors, quantize, shape)
-    if quantize.method == "autoencoder":
-        return read_pieces(tensors, quantize, shape)
+    whole = {
+        "subgroup": read_bands,
+        "product": read_product,
+        "trellis": read_paths,
+        "autoencoder": read_pieces,
+    }
+    if quantize.method in whole:
+        return whole[quantize.method](tensors, quantize, shape)
     if quantize.method == "cast":
         flat = np.zeros(n, dtype=F32)
         flat[kept] = read_cast(tensors["packed"], quantize.options["dtype"])
@@ -280,6 +284,24 @@ def read_product(tensors: Tensors, stage: Stage, shape: Shape) -> np.ndarray:
     n = shape[0] * shape[1] // stage.number("block")
     codes = read_codes(tensors["packed"], bits_of(stage), n)
     return tensors["codebook"].astype(F32)[codes].reshape(shape)
+
+
+def read_paths(tensors: Tensors, stage: Stage, shape: Shape) -> np.ndarray:
+    bits, (o, d) = stage.number("bits"), shape
+    codes = read_codes(tensors["packed"], bits, o * d).reshape(shape)
+    found = np.empty(shape, dtype=F32)
+    n_cycles = max(1, o // 256)
+    for i in range(o):
+        cycle = min(i // 256, n_cycles - 1)
+        start, stop = 256 * cycle, (o if cycle == n_cycles - 1 else 256 * cycle + 256)
+        state, row = np.zeros(d, dtype=np.int64), i
+        for back in range(0, 12, bits):
+            state |= codes[row] << back
+            row = row - 1 if row > start else stop - 1
+        places = state % 4096 * 979 % 4096
+        values = [NormalDist().inv_cdf((place + 0.5) / 4096) for place in places]
+        found[i] = np.array(values).astype(np.float16).astype(F32) * F32(tensors["scales"][i])
+    return found
 
 
 def read_pieces(tensors: Tensors, stage: Stage, shape: Shape) -> np.ndarray:

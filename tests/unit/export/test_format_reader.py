@@ -45,6 +45,7 @@ CHECKPOINTS = (
     "packed_experts",
     "packed_autoencoder",
     "packed_width",
+    "packed_trellis",
 )
 LAYERS = {
     (checkpoint, name): layer
@@ -90,6 +91,8 @@ SCHEMES = (
     "kmeans(bits=2,compensate=false)",
     "product(block=8,codewords=16)",
     "product(block=2,codewords=64)",
+    "trellis(bits=3)",
+    "trellis(bits=5)",
     "subgroup(bits=4-2-0-8,group_size=16)",
     "subgroup(bands=3,average=3.3)",
     "subgroup(bands=2,average=7)",
@@ -315,7 +318,7 @@ def probe(layer: torch.nn.Module) -> torch.Tensor:
 def test_a_method_that_this_version_does_not_know_is_refused_by_name() -> None:
     entry = {"shape": [24, 40], "dtype": "float32", "kind": "linear", "aliases": []}
     for scheme, culprit in (
-        ("trellis(bits=3)", "Unknown compression method 'trellis'"),
+        ("wavelet(bits=3)", "Unknown compression method 'wavelet'"),
         ("rtn(bits=4,phase=2)", "rtn has no option 'phase'"),
     ):
         layers = {"model.up": entry | {"scheme": scheme}}

@@ -32,6 +32,7 @@ OTHERS = (
     "hqq(bits=3)",
     "kmeans(bits=3)",
     "product(block=4,codewords=16)",
+    "hadamard+trellis(bits=3)",
     "subgroup(bands=4,average=4.0)",
     "hadamard+rtn(bits=4)",
     "awq(search=4)+rtn(bits=4)",

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from autocompress.core import Scheme
 from autocompress.kernels import KERNELS, Prepared
-from autocompress.kernels.native import build
 from autocompress.kernels.tiles import in_basis
 from autocompress.methods import CompressedWeight, LayerStatistics, compress
 from autocompress.methods.schemes import plan
+from autocompress.native import build
 
 CPU = torch.device("cpu")
 COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
@@ -61,6 +61,8 @@ OTHERS = (
     "mxfp4",
     "kmeans(bits=3)",
     "product(block=4,codewords=16)",
+    "trellis(bits=3)",
+    "hadamard+trellis(bits=4)",
     "binary(group_size=16)",
 )
 FACTORS = (

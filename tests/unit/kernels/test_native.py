@@ -13,8 +13,8 @@ import torch
 
 from autocompress.core import Scheme
 from autocompress.kernels import KERNELS, Runner, native_grid, refusals
-from autocompress.kernels.native import build
 from autocompress.methods import LayerStatistics, compress
+from autocompress.native import build
 
 from .conftest import COMPILER, CPU, errors, prepared, tokens
 
@@ -147,7 +147,7 @@ def test_nothing_behind_the_codes_is_read() -> None:
     """They end where a page ends that is followed by one that nobody may touch."""
     program = """
 import ctypes, itertools, mmap, torch
-from autocompress.kernels.native.build import has_panels, library
+from autocompress.native.build import has_panels, library
 page, o = mmap.PAGESIZE, 3
 memory = mmap.mmap(-1, 2 * page)
 start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
@@ -238,7 +238,10 @@ def test_a_compiler_that_fails_is_said_once(
     broken.chmod(0o755)
     monkeypatch.setenv("CC", str(broken))
     with caplog.at_level(logging.WARNING):
-        assert "does not compile grid.c, panels.c, rotation.c: cannot compile" in build.missing()
+        assert (
+            "does not compile grid.c, panels.c, rotation.c, trellis.c: cannot compile"
+            in build.missing()
+        )
         build.missing()
     assert len(caplog.records) == 1
     assert not list((own_cache / "native").glob("*.so"))

@@ -12,10 +12,10 @@ import torch
 
 from autocompress.core import Scheme
 from autocompress.kernels.basis import Rotation, entrance, rotation
-from autocompress.kernels.native import build
 from autocompress.methods.hadamard import Hadamard, HadamardOptions, rotated
 from autocompress.methods.schemes import Step, plan
 from autocompress.methods.storage import TRANSFORM, under
+from autocompress.native import build
 
 from .conftest import COMPILER, CPU, compressed, prepared, tokens
 
@@ -76,7 +76,7 @@ def test_nothing_around_the_rows_is_touched() -> None:
     program = """
 import ctypes, mmap, torch
 from autocompress.kernels.basis import rotation
-from autocompress.kernels.native.build import library
+from autocompress.native.build import library
 page, size = mmap.PAGESIZE, 4 * mmap.PAGESIZE
 libc = ctypes.CDLL(None, use_errno=True)
 def guarded(d):

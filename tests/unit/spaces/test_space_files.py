@@ -19,7 +19,7 @@ from autocompress.spaces.schema import json_schema
 ROOT = Path(__file__).parents[3]
 SHIPPED = (
     "experts", "integer_inputs", "joint", "low_rank", "mixed_precision", "pruning", "quick",
-    "sharing", "structure", "toolbox",
+    "sharing", "structure", "toolbox", "trellis",
 )  # fmt: skip
 
 

@@ -21,13 +21,12 @@ from pathlib import Path
 import torch
 
 from autocompress.core.digest import digest
-from autocompress.core.machine import cpu_model
-from autocompress.kernels.table import cache_directory
+from autocompress.core.machine import cache_directory, cpu_model
 
 _logger = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
-SOURCES = tuple(_FOLDER / f"{name}.c" for name in ("grid", "panels", "rotation"))
+SOURCES = tuple(_FOLDER / f"{name}.c" for name in ("grid", "panels", "rotation", "trellis"))
 _READ = (_FOLDER / "grid.h", *SOURCES)
 SWITCH = "AUTOCOMPRESS_NATIVE"
 _COMPILERS = ("cc", "gcc", "clang")
@@ -48,6 +47,9 @@ _ARGUMENTS = {
     "grid_product": _PRODUCT,
     "grid_values": (*_GRID, _COUNT, _COUNT, _POINTER, _INT),
     "rotation": (_POINTER, _POINTER, _COUNT, _COUNT, _POINTER, _COUNT, _POINTER, _INT),
+    "trellis_states": (
+        *(_POINTER, _POINTER, _COUNT, _COUNT, _POINTER, _INT, _INT, _POINTER, _INT),
+    ),
 }
 _PANELS = "grid_panels"  # compiled for processors with AVX-512 BF16 only
 
