@@ -31,7 +31,7 @@ from autocompress.methods.viterbi import Trellis
 
 WINDOW = 12
 RUN = 256
-_STRIDE = 979  # the best of ten on Gaussian numbers at 2 to 5 bits; see benchmarks/trellis_codes.py
+_STRIDE = 979  # of ten that were tried, the least error on Gaussian numbers
 _FEWEST_ROWS = 16  # a window within one cycle, at any width
 
 
