@@ -12,11 +12,6 @@ from autocompress.core.digest import digest, digest_bytes
 @lru_cache(maxsize=1)
 def code_digest() -> str:
     """Of the source of all kernels, and of the methods whose codes they decode."""
-    own, decoders, compiled = (
-        Path(__file__).parent,
-        Path(methods.__file__).parent,
-        Path(native.__file__).parent,
-    )
-    files = [*own.glob("*.py"), *decoders.glob("*.py")]
-    files += [path for path in compiled.iterdir() if path.suffix in (".py", ".c", ".h")]
+    folders = [Path(file).parent for file in (__file__, methods.__file__, native.__file__)]
+    files = [f for folder in folders for f in folder.iterdir() if f.suffix in (".py", ".c", ".h")]
     return digest([digest_bytes(path.read_bytes()) for path in sorted(files)])

@@ -52,11 +52,20 @@ class GPTQOptions(GridOptions):
     def __post_init__(self) -> None:
         # `super()` without arguments does not work in dataclasses with slots.
         GridOptions.__post_init__(self)
-        if not 0 < self.damping <= 1:
-            raise SchemeError(
-                f"damping must be above 0 and at most 1, but got {self.damping}. "
-                f"The usual value is {DAMPING}."
-            )
+        require_damping(self.damping)
+
+
+def require_damping(damping: float) -> None:
+    """Make sure that it is a share that H may be damped by.
+
+    Raises:
+        SchemeError: it is not.
+    """
+    if not 0 < damping <= 1:
+        raise SchemeError(
+            f"damping must be above 0 and at most 1, but got {damping}. "
+            f"The usual value is {DAMPING}."
+        )
 
 
 class GPTQ(GridQuantizer[GPTQOptions]):
@@ -172,7 +181,7 @@ def _swept(weight: Tensor, mask: Tensor | None, grid: Grid, factor: InverseFacto
         return levels.sub_(zero).mul_(scale)
 
     Sweep(weight.T[order].contiguous(), factor.upper, settle).run(0, len(order))
-    return _in_place(codes, order)
+    return in_place(codes, order)
 
 
 def compensate_pruned(weight: Tensor, mask: Tensor, factor: InverseFactor) -> Tensor:
@@ -189,10 +198,10 @@ def compensate_pruned(weight: Tensor, mask: Tensor, factor: InverseFactor) -> Te
         return values[j]
 
     Sweep(target, factor.upper, settle).run(0, len(factor.order))
-    return _in_place(values, factor.order)
+    return in_place(values, factor.order)
 
 
-def _in_place(permuted: Tensor, order: Tensor) -> Tensor:
+def in_place(permuted: Tensor, order: Tensor) -> Tensor:
     """(o, d) in the order of the inputs, from (d, o) in the order of the sweep."""
     straight = torch.empty_like(permuted)
     straight[order] = permuted

@@ -23,7 +23,7 @@ from autocompress.core.errors import SchemeError
 from autocompress.core.footprint import TensorLayout
 from autocompress.methods.base import METHODS, Needs, Quantizer
 from autocompress.methods.coding import Coding, Quantized, Stored
-from autocompress.methods.gptq import Sweep, row_slices
+from autocompress.methods.gptq import Sweep, in_place, require_damping, row_slices
 from autocompress.methods.levels import row_blocks, storable, taken
 from autocompress.methods.packing import pack, unpack
 from autocompress.methods.problem import DAMPING, InverseFactor, LayerProblem
@@ -53,11 +53,7 @@ class TrellisOptions:
                 f"bits must be 1 to 6, but got {self.bits}. "
                 f"The nearest legal value is {min(max(self.bits, 1), 6)}."
             )
-        if not 0 < self.damping <= 1:
-            raise SchemeError(
-                f"damping must be above 0 and at most 1, but got {self.damping}. "
-                f"The usual value is {DAMPING}."
-            )
+        require_damping(self.damping)
 
 
 @lru_cache(maxsize=1)
@@ -215,9 +211,7 @@ def _swept(
             settle(j, target)
         return states.T.contiguous()
     Sweep(weight.T[factor.order].contiguous(), factor.upper, settle).run(0, len(factor.order))
-    straight = torch.empty_like(states)
-    straight[factor.order] = states
-    return straight.T.contiguous()
+    return in_place(states, factor.order)
 
 
 def _fitted(weight: Tensor, states: Tensor, scales: Tensor, hessian: Tensor | None) -> Tensor:
