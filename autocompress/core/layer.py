@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 Role = Literal[
     "query", "key", "value", "qkv", "output", "gate", "up", "gate_up", "down",
     "cross_query", "cross_key", "cross_value", "cross_output",
-    "router", "embedding", "head", "other",
+    "router", "embedding", "position", "head", "other",
 ]  # fmt: skip
 ROLES: tuple[str, ...] = get_args(Role)
 
@@ -98,7 +98,7 @@ class LayerSpec:
         name: fully qualified name of the module.
         role: what the layer is in its block; search spaces are written by role.
         block: index of the transformer block in execution order (encoder blocks first), or None
-            outside the blocks (embedding, head, pooler).
+            outside the blocks (embedding, positions, head, pooler).
         out_features: rows of the weight matrix.
         in_features: columns of the weight matrix.
         kind: how the module stores the weight.

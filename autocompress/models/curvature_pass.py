@@ -181,7 +181,7 @@ class _Observer:
                 rows = partial(sequence_rows, mask=mask, n_sequences=_n_sequences(inputs))
                 watched.hook(self._module, rows, hooks)
             for table in self._tables:
-                table.hook(self._module, hooks)
+                table.hook(self._module, _n_sequences(inputs), hooks)
             value, n_units = loss(self._module, inputs, generator)
             require_shared(self._layout, reads)
             if value.requires_grad:
@@ -295,17 +295,22 @@ class _WatchedTable:
         self._weight = 0.0
         self._n_reads = 0
 
-    def hook(self, module: nn.Module, hooks: ExitStack) -> None:
+    def hook(self, module: nn.Module, n_sequences: int, hooks: ExitStack) -> None:
         holders = [module.get_submodule(n) for n in (self.layer.name, *self.layer.aliases)]
         for holder in {id(h): h for h in holders if kind_of(h) == "embedding"}.values():
-            self._hook_one(holder, hooks)
+            self._hook_one(holder, n_sequences, hooks)
 
-    def _hook_one(self, holder: nn.Module, hooks: ExitStack) -> None:
+    def _hook_one(self, holder: nn.Module, n_sequences: int, hooks: ExitStack) -> None:
         looked_up: list[tuple[Tensor, float]] = []
 
-        def keep_ids(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-            ids = arguments[0]
-            looked_up.append((ids, _scale(output, cast(Tensor, holder.weight), ids)))
+        def keep_ids(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+            ids, rows = arguments[0], output
+            if ids.dim() == 2 and len(ids) == 1:
+                # positions, looked up once for all sequences: each is to have a gradient of its own
+                ids = ids.expand(n_sequences, -1)
+                rows = output.expand(n_sequences, *output.shape[1:])
+            looked_up.append((ids, _scale(output, cast(Tensor, holder.weight), arguments[0])))
+            return rows
 
         def take(call: int, gradient: Tensor) -> None:
             ids, scale = looked_up[call]

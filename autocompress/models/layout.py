@@ -45,6 +45,8 @@ _ROLES: tuple[tuple[Role, re.Pattern[str]], ...] = tuple(
 _CROSS_ATTENTION = re.compile(
     r"(?:^|\.)(?:encoder_attn|EncDecAttention|crossattention|cross_attn)\."
 )
+# Tables of learned positions. Subclasses that count positions themselves are no lookups by id.
+_POSITION = re.compile(r"(?:^|\.)(?:position_embeddings?|positions?_embed|embed_positions|wpe)$")
 # Heads that `get_output_embeddings` does not name: those of classifiers.
 _HEAD = re.compile(
     r"(?:^|\.)(?:classifier|score|qa_outputs)$|(?:classifier|classification_head)\.out_proj$"
@@ -74,11 +76,11 @@ class ModelLayout:
     """The compressible layers of a model and the bytes of all the rest.
 
     Attributes:
-        layers: every compressible layer: the token embedding, then the blocks, then what follows
-            them (pooler, head), in the order in which the model registers its modules.
+        layers: every compressible layer: the token embedding, positions, then the blocks, then what
+            follows them (pooler, head), in the order in which the model registers its modules.
         blocks: fully qualified name of each transformer block, encoder blocks first.
         other_bytes: bytes of all parameters and persistent buffers that are no layer's weight
-            (biases, norms, positions, convolutions), each tied tensor once.
+            (biases, norms, token types, convolutions), each tied tensor once.
         other_macs_per_token: multiply-accumulates of convolutions, per output position.
     """
 
@@ -235,8 +237,8 @@ def _layer_weights(module: nn.Module) -> Iterator[tuple[str, ...]]:
     """For each distinct layer weight, the names of the modules that hold it, the saved name first.
 
     Transformers saves a tied tensor under the name of the token embedding; other ties under the
-    first name. Embeddings of other things (positions, token types, relative biases) are no layers
-    unless a linear layer holds the same tensor.
+    first name. Tables of learned positions are layers; embeddings of other things (token types,
+    relative biases) are not unless a linear layer holds the same tensor.
     """
     token_embedding = _call_if_present(module, "get_input_embeddings")
     holders: dict[int, list[str]] = {}
@@ -247,9 +249,13 @@ def _layer_weights(module: nn.Module) -> Iterator[tuple[str, ...]]:
             continue
         names = holders.setdefault(id(child.weight), [])
         names.insert(0 if child is token_embedding else len(names), name)
-        if kind != "embedding" or child is token_embedding:
+        if kind != "embedding" or child is token_embedding or _holds_positions(name, child):
             layers.add(id(child.weight))
     yield from (tuple(names) for key, names in holders.items() if key in layers)
+
+
+def _holds_positions(name: str, child: nn.Module) -> bool:
+    return type(child) is nn.Embedding and bool(_POSITION.search(name))
 
 
 def _call_if_present(module: nn.Module, method: str) -> nn.Module | None:
@@ -310,7 +316,7 @@ def _heads(
 
 def _role(module: nn.Module, name: str, kind: Kind, in_block: str | None) -> Role:
     if kind == "embedding":
-        return "embedding"
+        return "position" if _POSITION.search(name) else "embedding"
     if in_block is not None:
         return _role_in_block(in_block)
     is_head = module.get_submodule(name) is _call_if_present(module, "get_output_embeddings")

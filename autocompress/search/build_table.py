@@ -332,7 +332,7 @@ def _depth(layout: ModelLayout, choice: Choice) -> float:
     layer = layout.layer(choice.layers[0])
     if layer.block is not None:
         return layer.block / max(1, len(layout.blocks) - 1)
-    return -1.0 if layer.role == "embedding" else 2.0
+    return -1.0 if layer.kind == "embedding" else 2.0
 
 
 def bank_entries(bank: Bank, space: SearchSpace) -> list[str]:

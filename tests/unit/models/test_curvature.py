@@ -227,6 +227,25 @@ def test_summed_over_rows_the_form_of_an_embedding_is_the_exact_fisher(tmp_path)
     assert float(statistics.hessian.trace()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_positions_looked_up_once_for_a_batch_have_the_gradient_of_each_sequence(tmp_path, family):
+    model = tiny_model(family).double()
+    layout, batch = describe(model), tiny_batches(family, n_batches=1)[0]
+    (layer,) = (layer for layer in layout.layers if layer.role == "position")
+    n, length = batch["input_ids"].shape
+    places = torch.arange(length).expand(n, -1)
+    found = []
+    for folder, given in (("once", batch), ("each", {**batch, "position_ids": places})):
+        store = CurvatureStore(tmp_path / folder)
+        collect_curvature(model, layout, [given], logits_loss, store, layers=[layer.name])
+        found.append(store.get(layer).lookup)
+    once, each = found
+    assert n > 1
+    assert once.n_reads == each.n_reads > length
+    for name in ("rows", "hessian", "statistics"):
+        torch.testing.assert_close(getattr(once, name), getattr(each, name))
+
+
 def test_a_tied_head_counts_by_what_errors_damage_there(tmp_path):
     layer = describe(tiny_model("gemma3")).layers[0]
     assert layer.kind == "embedding"
