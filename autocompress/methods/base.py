@@ -79,12 +79,14 @@ class Method(ABC, Generic[OptionsT]):
         summary: one line for ``autocompress methods``.
         stronger: name of a method that takes the same options, stores the same and is better for
             more work; empty if there is none. See `strongest`.
+        compiled: whether it takes many times as long without a C compiler.
     """
 
     kind: ClassVar[StageKind]
     needs: ClassVar[Needs]
     summary: ClassVar[str]
     stronger: ClassVar[str] = ""
+    compiled: ClassVar[bool] = False
     options: type[OptionsT]
 
     def read_options(self, stage: Stage) -> OptionsT:

@@ -151,6 +151,7 @@ class TrellisQuantizer(Quantizer[TrellisOptions]):
 
     needs = Needs.HESSIAN
     options = TrellisOptions
+    compiled = True
     summary = "trellis codes with error compensation: half the error of levels; best if rotated"
 
     def refusal(self, shape: tuple[int, int], options: TrellisOptions) -> str:  # noqa: ARG002

@@ -1,8 +1,9 @@
 """The path through a bit-shift trellis whose values are nearest to given ones.
 
-Viterbi's algorithm (Forney 1973), in C where that is compiled here, else in torch: step by step,
-with all cycles and states at once. A cycle closes where the best open path through its seam does
-(the tail-biting of QTIP, section 3.2, with a short stretch in the place of a whole first pass).
+Viterbi's algorithm (Forney 1973), in C where that is compiled here, else in torch, where it takes
+many times as long: step by step, with all cycles and states at once. A cycle closes where the best
+open path through its seam does (the tail-biting of QTIP, section 3.2, with a short stretch in the
+place of a whole first pass).
 """
 
 from __future__ import annotations
@@ -50,11 +51,13 @@ class Trellis:
             targets: (n,) float32.
             weights: (n,) float32, none below zero.
         """
-        if targets.device.type == "cpu" and not missing():
-            return self._by_c(targets, weights, library())
-        return self.by_torch(targets, weights)
+        if missing():
+            return self.by_torch(targets, weights)
+        # also of a GPU: step by step, thousands of small kernels take longer than the way there
+        return self.by_c(targets.cpu(), weights.cpu(), library()).to(targets.device)
 
-    def _by_c(self, targets: Tensor, weights: Tensor, functions: ctypes.CDLL) -> Tensor:
+    def by_c(self, targets: Tensor, weights: Tensor, functions: ctypes.CDLL) -> Tensor:
+        """As `states`, by the compiled `functions`, on the CPU."""
         x, w, n = targets.contiguous(), weights.contiguous(), len(targets)
         found = torch.empty(n, dtype=torch.int16)
         window = len(self.table).bit_length() - 1
@@ -65,7 +68,7 @@ class Trellis:
         return found
 
     def by_torch(self, targets: Tensor, weights: Tensor) -> Tensor:
-        """As `states`, anywhere."""
+        """As `states`, without a compiler."""
         *alike, last = self.bounds(len(targets))
         found = []
         if alike:

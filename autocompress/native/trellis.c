@@ -17,34 +17,110 @@ typedef struct {
     uint8_t *from; /* (steps, 2^(window - bits)) */
 } Trellis;
 
-INLINE void walk(const Trellis *t, const float *x, const float *w, int64_t steps, int64_t seam,
-                 const int bits) {
-    const int64_t n = (int64_t)1 << (t->window - bits), fan = (int64_t)1 << bits;
-    float *costs = t->costs, *least = t->least;
-    for (int64_t i = 0; i < steps; i++) {
-        uint8_t *from = t->from + i * n;
-        if (i == 0) {
-            for (int64_t q = 0; q < n; q++)
-                least[q] = seam < 0 || q == seam ? 0.0f : FAR;
-            memset(from, 0, n);
-        } else {
-            memcpy(least, costs, n * sizeof *least);
-            memset(from, 0, n);
-            for (int64_t m = 1; m < fan; m++) {
-                const float *other = costs + m * n;
-                for (int64_t q = 0; q < n; q++) {
-                    const int better = other[q] < least[q];
-                    from[q] = better ? (uint8_t)m : from[q];
-                    least[q] = better ? other[q] : least[q];
-                }
+/* Where paths may start: anywhere, or in the states that follow `seam`. */
+INLINE void start(const Trellis *t, int64_t seam) {
+    const int64_t n = (int64_t)1 << (t->window - t->bits);
+    for (int64_t q = 0; q < n; q++)
+        t->least[q] = seam < 0 || q == seam ? 0.0f : FAR;
+    memset(t->from, 0, n);
+}
+
+#ifdef WIDE
+
+#define LANES 64 /* sets of states that `choose_wide` takes at once */
+
+INLINE void choose_wide(const Trellis *t, uint8_t *from, const int64_t n, const int64_t fan) {
+    for (int64_t q = 0; q < n; q += LANES) {
+        const float *costs = t->costs + q;
+        __m512 least[4];
+        __m512i which[4];
+        for (int j = 0; j < 4; j++) {
+            least[j] = _mm512_loadu_ps(costs + 16 * j);
+            which[j] = _mm512_setzero_si512();
+        }
+        for (int64_t m = 1; m < fan; m++) {
+            const __m512i number = _mm512_set1_epi32((int)m);
+            for (int j = 0; j < 4; j++) {
+                const __m512 other = _mm512_loadu_ps(costs + m * n + 16 * j);
+                const __mmask16 better = _mm512_cmp_ps_mask(other, least[j], _CMP_LT_OQ);
+                which[j] = _mm512_mask_mov_epi32(which[j], better, number);
+                least[j] = _mm512_min_ps(other, least[j]);
             }
         }
-        const float at = x[i], weight = w[i];
-        for (int64_t q = 0; q < n; q++)
-            for (int64_t b = 0; b < fan; b++) {
-                const float off = at - t->table[q * fan + b];
-                costs[q * fan + b] = least[q] + off * off * weight;
-            }
+        for (int j = 0; j < 4; j++) {
+            _mm512_storeu_ps(t->least + q + 16 * j, least[j]);
+            const __m128i bytes = _mm512_cvtepi32_epi8(which[j]);
+            _mm_storeu_si128((__m128i *)(from + q + 16 * j), bytes);
+        }
+    }
+}
+
+INLINE void add_wide(const Trellis *t, const float at, const float weight, const int64_t n,
+                     const int bits) {
+    const __m512 target = _mm512_set1_ps(at), w = _mm512_set1_ps(weight);
+    const __m512i lanes =
+        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int64_t q = 0; q < n; q += 16) {
+        const __m512 least = _mm512_loadu_ps(t->least + q);
+        for (int part = 0; part < 1 << bits; part++) {
+            const __m512i state = _mm512_add_epi32(lanes, _mm512_set1_epi32(16 * part));
+            const __m512 before = _mm512_permutexvar_ps(_mm512_srli_epi32(state, bits), least);
+            const int64_t i = (q << bits) + 16 * part;
+            const __m512 off = _mm512_sub_ps(target, _mm512_loadu_ps(t->table + i));
+            const __m512 cost = _mm512_mul_ps(_mm512_mul_ps(off, off), w);
+            _mm512_storeu_ps(t->costs + i, _mm512_add_ps(before, cost));
+        }
+    }
+}
+
+#endif
+
+/* Of the states that share their low bits, the cheapest, and which it is. */
+INLINE void choose(const Trellis *t, uint8_t *from, const int64_t n, const int64_t fan) {
+#ifdef WIDE
+    if (n % LANES == 0) {
+        choose_wide(t, from, n, fan);
+        return;
+    }
+#endif
+    float *least = t->least;
+    memcpy(least, t->costs, n * sizeof *least);
+    memset(from, 0, n);
+    for (int64_t m = 1; m < fan; m++) {
+        const float *other = t->costs + m * n;
+        for (int64_t q = 0; q < n; q++) {
+            const int better = other[q] < least[q];
+            from[q] = better ? (uint8_t)m : from[q];
+            least[q] = better ? other[q] : least[q];
+        }
+    }
+}
+
+/* Costs of all states after a step to the value `at`. */
+INLINE void add(const Trellis *t, const float at, const float weight, const int64_t n,
+                const int bits) {
+#ifdef WIDE
+    if (n % LANES == 0) {
+        add_wide(t, at, weight, n, bits);
+        return;
+    }
+#endif
+    const int64_t fan = (int64_t)1 << bits;
+    for (int64_t q = 0; q < n; q++)
+        for (int64_t b = 0; b < fan; b++) {
+            const float off = at - t->table[q * fan + b];
+            t->costs[q * fan + b] = t->least[q] + off * off * weight;
+        }
+}
+
+INLINE void walk(const Trellis *t, const float *x, const float *w, int64_t steps, int64_t seam,
+                 const int bits) {
+    const int64_t n = (int64_t)1 << (t->window - bits);
+    start(t, seam);
+    add(t, x[0], w[0], n, bits);
+    for (int64_t i = 1; i < steps; i++) {
+        choose(t, t->from + i * n, n, (int64_t)1 << bits);
+        add(t, x[i], w[i], n, bits);
     }
 }
 

@@ -13,11 +13,12 @@ from autocompress.core import LayerSpec, digest
 from autocompress.core.errors import SpaceError
 from autocompress.core.files import write_atomically
 from autocompress.evaluate import Split, Task
-from autocompress.methods import Needs, needs
+from autocompress.methods import METHODS, Needs, needs
 from autocompress.models.layout import unnamed_roles
 from autocompress.models.loading import BaseModel
 from autocompress.models.reads import as_read, called_of, reads_of
 from autocompress.models.routing import count_routed
+from autocompress.native.build import missing
 from autocompress.spaces import SearchSpace
 
 if TYPE_CHECKING:
@@ -87,6 +88,21 @@ def few_tokens(session: Session) -> str:
         f"{len(wide)} of {len(fitted)} layers have fewer than {_TOKENS_PER_INPUT} calibration "
         f"tokens for each input ({n_tokens:,} for up to {max(wide):,}): more compress them better, "
         f"e.g. --calibration-tokens {2 * _TOKENS_PER_INPUT * max(wide)}"
+    )
+
+
+def slow_methods(space: SearchSpace) -> str:
+    """What to say where methods of the space lack their compiled part; else empty."""
+    reason = missing()
+    stages = (
+        s for c in space.choices for o in c.options for each in o.schemes for s in each.stages
+    )
+    names = sorted({s.method for s in stages if METHODS[s.method].compiled}) if reason else []
+    if not names:
+        return ""
+    return (
+        f"Compressing by {' and '.join(names)} takes about a hundred times as long as it could: "
+        f"{reason}. Next step: install a C compiler (gcc or clang), or take --space mixed_precision"
     )
 
 

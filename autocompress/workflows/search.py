@@ -51,7 +51,7 @@ from autocompress.workflows.publish import (
     search_damages,
     shortlist,
 )
-from autocompress.workflows.reach import few_tokens
+from autocompress.workflows.reach import few_tokens, slow_methods
 from autocompress.workflows.report import write_provenance, write_report
 from autocompress.workflows.run import Run
 from autocompress.workflows.session import Session, open_session
@@ -202,6 +202,7 @@ def run_search(
         if sampler_class.needs_training:
             require_room(space, session.base.layout)
         _advise(shown, few_tokens(session))
+        _advise(shown, slow_methods(space))
         record = study_record(session, old)
         proposed = recorded_owl(record.resolved, space)
         _advise(shown, few_proposals(budget, len(space.baselines()) + len(proposed)))

@@ -14,6 +14,8 @@ import torch
 from autocompress.core import Scheme
 from autocompress.kernels import KERNELS, Runner, native_grid, refusals
 from autocompress.methods import LayerStatistics, compress
+from autocompress.methods.trellis import TrellisCoding
+from autocompress.methods.viterbi import Trellis
 from autocompress.native import build
 
 from .conftest import COMPILER, CPU, errors, prepared, tokens
@@ -256,3 +258,19 @@ def test_a_damaged_library_is_compiled_again(own_cache: Path) -> None:
     path.write_bytes(b"not a library")
     assert build.missing() == ""
     build.load(path)
+
+
+@pytest.mark.parametrize("bits", range(1, 7))
+@pytest.mark.parametrize("n", [16, 40, 256])
+def test_c_and_torch_find_the_same_path(bits: int, n: int, functions) -> None:
+    trellis = TrellisCoding(bits).trellis
+    x, w = torch.randn(n), torch.randn(n).exp()
+    assert torch.equal(trellis.by_c(x, w, functions), trellis.by_torch(x, w))
+
+
+@pytest.mark.parametrize("window", [4, 7, 12])
+def test_c_and_torch_cut_the_same_cycles(window: int, functions) -> None:
+    trellis = Trellis(torch.randn(1 << window), 3, run=32)
+    x, w = torch.randn(110), torch.ones(110)
+    assert trellis.bounds(110) == [(0, 32), (32, 64), (64, 110)]
+    assert torch.equal(trellis.by_c(x, w, functions), trellis.by_torch(x, w))

@@ -8,9 +8,8 @@ import torch
 from autocompress.core import Scheme
 from autocompress.core.errors import SchemeError
 from autocompress.methods import LayerProblem, LayerStatistics, check, compress
-from autocompress.methods.trellis import TrellisCoding, table
+from autocompress.methods.trellis import TrellisCoding
 from autocompress.methods.viterbi import Trellis
-from autocompress.native.build import missing
 from autocompress.testing.method_contract import example_layer
 
 
@@ -49,23 +48,6 @@ def test_the_path_through_a_given_seam_is_the_cheapest_of_all_codes(window, bits
     # where the cycle closes is chosen by a stretch around the seam, which costs little
     anywhere = min(cost(trellis, x, w, states) for states in every)
     assert best <= 1.6 * anywhere + 0.5
-
-
-@pytest.mark.skipif(bool(missing()), reason="no C compiler")
-@pytest.mark.parametrize("bits", range(1, 7))
-@pytest.mark.parametrize("n", [16, 40, 256])
-def test_c_and_torch_find_the_same_path(bits, n):
-    trellis = TrellisCoding(bits).trellis
-    x, w = numbers(n, seed=bits), numbers(n, seed=bits + 9).exp()
-    assert torch.equal(trellis.states(x, w), trellis.by_torch(x, w))
-
-
-@pytest.mark.skipif(bool(missing()), reason="no C compiler")
-def test_c_and_torch_cut_the_same_cycles():
-    trellis = Trellis(table(), 3, run=32)
-    x, w = numbers(110), torch.ones(110)
-    assert trellis.bounds(110) == [(0, 32), (32, 64), (64, 110)]
-    assert torch.equal(trellis.states(x, w), trellis.by_torch(x, w))
 
 
 @pytest.mark.parametrize("bits", range(1, 7))

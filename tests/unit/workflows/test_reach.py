@@ -6,8 +6,11 @@ import pytest
 import transformers as hf
 
 from autocompress.core.errors import SpaceError
-from autocompress.testing.tiny_models import save_tiny, tiny_tokenizer
-from autocompress.workflows.reach import few_tokens
+from autocompress.models import describe
+from autocompress.native.build import missing
+from autocompress.spaces import load_space
+from autocompress.testing.tiny_models import save_tiny, tiny_model, tiny_tokenizer
+from autocompress.workflows.reach import few_tokens, slow_methods
 from autocompress.workflows.session import open_session
 from autocompress.workflows.settings import SearchSettings
 
@@ -66,7 +69,7 @@ def test_layers_that_no_token_reaches_are_left_as_they_are(sees, tmp_path, caplo
     assert space.searched_layers
     assert not any(name.startswith(VISION) for name in space.searched_layers)
     [line] = [r.getMessage() for r in caplog.records if "Left as they are" in r.getMessage()]
-    assert "9 of 17 layers of the space mixed_precision (model.vision_tower.*)" in line
+    assert "10 of 18 layers of the space mixed_precision (model.vision_tower.*)" in line
     assert "--task and --data" in line
 
 
@@ -111,3 +114,13 @@ def test_few_tokens_for_wide_layers_are_worth_a_line(tmp_path, tokens, said):
     session = session_of(model, tmp_path / "cache", calibration_tokens=tokens)
     assert few_tokens(session).endswith(said)
     assert bool(few_tokens(session)) == bool(said)
+
+
+def test_a_space_that_wants_a_compiler_says_so_where_there_is_none(tmp_path, monkeypatch):
+    space = session_of(save_tiny("llama", tmp_path / "model"), tmp_path, space="trellis").space
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert "there is no C compiler (no-such-compiler)" in slow_methods(space)
+    bits = load_space("mixed_precision", describe(tiny_model("llama")).layers)
+    assert slow_methods(bits) == ""
+    monkeypatch.delenv("CC")
+    assert bool(slow_methods(space)) == bool(missing())
