@@ -154,8 +154,16 @@ def require(exporter: Exporter, layout: ModelLayout, allocation: Mapping[str, Sc
         more = f" ({len(refused) - 1} more layers are refused.)" if len(refused) > 1 else ""
         raise UsageError(
             f"{exporter.name} cannot hold layer {name}: {reason}{more} Next step: pick another "
-            "member, export --format packed, which holds every scheme, or search with --target."
+            f"member, {_search_for(exporter)}or export --format packed, which holds every scheme."
         )
+
+
+def _search_for(exporter: Exporter) -> str:
+    """The search whose members all fit, if there is one."""
+    from autocompress.export.targets import TARGETS
+
+    names = [name for name in TARGETS if TARGETS[name].exporter == exporter.name]
+    return f"search with --target {' or '.join(names)}, whose members all fit, " if names else ""
 
 
 def require_model(exporter: Exporter, base: BaseModel) -> None:

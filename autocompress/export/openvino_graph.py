@@ -2,7 +2,8 @@
 
 The model is traced in float32. OpenVINO's constants share memory with the traced tensors, so that a
 layer's constant is known by its address; it is replaced by what decompresses the stored codes, or
-two products of thin matrices. A tied embedding and head stay one constant.
+two products of thin matrices, after a rotation of what it is applied to where the codes are in a
+rotated basis. A tied embedding and head stay one constant.
 
 The cache of a causal model becomes state, as in the models of optimum-intel: the inputs are
 ``input_ids``, ``attention_mask``, ``position_ids`` and ``beam_idx``, and the keys, and the values,
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from autocompress.core.errors import CheckpointError, UsageError
 from autocompress.export.openvino_forms import Form, example_of
+from autocompress.export.openvino_rotation import Rotation
 from autocompress.export.openvino_weights import FLOATS, StoredMatrix, nibbles, plain
 from autocompress.models.quiet import quiet_transformers
 
@@ -84,43 +86,53 @@ def constants_by_address(graph: Any) -> dict[int, list[Any]]:
     return found
 
 
-def replace_layer(nodes: list[Any], name: str, matrices: tuple[StoredMatrix, ...]) -> None:
+def replace_layer(
+    nodes: list[Any], name: str, matrices: tuple[StoredMatrix, ...], rotation: Rotation | None
+) -> None:
     """Let all that reads the dense weight of a layer read its compressed form.
 
     Args:
         nodes: the constants (o, d) that hold the weight.
         name: of the layer.
         matrices: one, or the factors A and B.
+        rotation: into whose basis the inputs of the matrices go; None: they stay.
+
+    Raises:
+        CheckpointError: something reads a factorized or rotated weight that is no product and no
+            lookup.
     """
     readers = [port for node in nodes for port in node.output(0).get_target_inputs()]
-    if len(matrices) == 1:
-        whole = _decompressed(matrices[0], name)
-        for port in readers:
-            port.replace_source_output(whole)
-        return
-    outer, inner = (
-        _decompressed(m, f"{name}.{leaf}") for m, leaf in zip(matrices, "ab", strict=True)
-    )
+    leaves = (name,) if len(matrices) == 1 else (f"{name}.a", f"{name}.b")
+    weights = [_decompressed(m, leaf) for m, leaf in zip(matrices, leaves, strict=True)]
     for port in readers:
-        _replace_by_factors(port, outer, inner, name)
+        if len(weights) == 1 and rotation is None:
+            port.replace_source_output(weights[0])
+        else:
+            _replace_reader(port, weights, rotation, name)
 
 
-def _replace_by_factors(port: Any, outer: Any, inner: Any, name: str) -> None:
+def _replace_reader(port: Any, weights: list[Any], rotation: Rotation | None, name: str) -> None:
     reader = port.get_node()
     kind = reader.get_type_name()
     if kind == "MatMul" and port.get_index() == 1 and reader.get_attributes()["transpose_b"]:
-        thin = ops.matmul(reader.input_value(0), inner, False, True)
-        product = ops.matmul(thin, outer, False, True)
+        found = reader.input_value(0)
+        if rotation is not None:
+            found = rotation.entered(found)
+        for weight in reversed(weights):
+            found = ops.matmul(found, weight, False, True).output(0)
     elif kind == "Gather" and port.get_index() == 0:
-        rows = ops.gather(outer, reader.input_value(1), reader.input_value(2))
-        product = ops.matmul(rows, inner, False, False)
+        found = ops.gather(weights[0], reader.input_value(1), reader.input_value(2)).output(0)
+        for weight in weights[1:]:
+            found = ops.matmul(found, weight, False, False).output(0)
+        if rotation is not None:
+            found = rotation.back(found)
     else:
         raise CheckpointError(
-            f"Factors stand for a weight that is multiplied or looked up, but layer {name} is read "
-            f"by a {kind}. {_NEXT}"
+            "Factors and rotated matrices stand for a weight that is multiplied or looked up, but "
+            f"layer {name} is read by a {kind}. {_NEXT}"
         )
-    product.set_friendly_name(reader.get_friendly_name())
-    reader.output(0).replace(product.output(0))
+    found.get_node().set_friendly_name(reader.get_friendly_name())
+    reader.output(0).replace(found)
 
 
 def shorten(nodes: list[Any], dtype: torch.dtype) -> None:

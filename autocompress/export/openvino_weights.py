@@ -6,23 +6,27 @@ OpenVINO decompresses weights in the graph, in the form that its plugins have ke
 
 Codes are of the type i4, u4, i8 or u8 (https://docs.openvino.ai, "Weight compression"), scales
 float16. Codes and scales are those of the search. Codes of fewer bits than the type has are stored
-in it unchanged, and the file grows by as much. Low rank is two such matrices.
+in it unchanged, and the file grows by as much. Low rank is two such matrices. Codes in a rotated
+basis stay there, and the graph rotates what they are applied to.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from autocompress.core import Scheme
+from autocompress.core import Scheme, Stage
 from autocompress.core.errors import CheckpointError
 from autocompress.export.gguf_blocks import integer_levels
-from autocompress.methods import Coding, CompressedWeight
+from autocompress.methods import METHODS, Coding, CompressedWeight
+from autocompress.methods.base import Quantizer
 from autocompress.methods.cast import CastCoding
 from autocompress.methods.grid import GridCoding
+from autocompress.methods.hadamard import HadamardOptions
 from autocompress.methods.hqq import FloatZeroCoding
 from autocompress.methods.levels import ScaledCoding
 from autocompress.methods.packing import pack, unpack
@@ -31,6 +35,7 @@ from autocompress.methods.storage import MatrixStorage, under
 
 FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _NIBBLE = 4
+_USUAL_GROUP = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +81,27 @@ def refusal(shape: tuple[int, int], dtype: str, scheme: Scheme) -> str:
         scheme: any.
     """
     ready = plan(scheme)
+    transform = None if rotation_seed(scheme) is not None else ready.transform
     stages = {
-        "shared matrix": ready.sharing, "width": ready.width, "transform": ready.transform,
+        "shared matrix": ready.sharing, "width": ready.width,
+        "transform other than hadamard": transform,
         "residual": ready.residual, "rounding of inputs": ready.inputs,
     }  # fmt: skip
     present = next((name for name, step in stages.items() if step is not None), None)
     if present is not None:
         return (
-            "it holds layers as one matrix or two factors, without a "
+            "it holds layers as one matrix or two factors, rotated (hadamard) or not, without a "
             f"{present}, but got {ready.scheme}."
         )
     found = (element(s, dtype, ready).refusal for s in ready.matrices(shape).values())
     return next(filter(None, found), "")
+
+
+def rotation_seed(scheme: Scheme) -> int | None:
+    """Seed of the rotation into whose basis the inputs go; None if there is none."""
+    step = plan(scheme).transform
+    options = None if step is None else step.options
+    return options.seed if isinstance(options, HadamardOptions) else None
 
 
 def element(shape: tuple[int, int], dtype: str, ready: Plan) -> Element:
@@ -102,15 +116,15 @@ def element(shape: tuple[int, int], dtype: str, ready: Plan) -> Element:
         return Element(
             "",
             "codes must be whole steps of a float16 scale, as those of rtn, gptq, ternary, binary "
-            f"and hqq are, but got {ready.scheme}.",
+            f"and hqq are, but got {ready.scheme}. The nearest legal scheme is "
+            f"{_on_a_grid(ready, coding, shape)}.",
         )
     width, d = _width(coding, shape[1]), shape[1]
     if d % width:
-        near = min((n for n in range(1, d + 1) if d % n == 0), key=lambda n: (abs(n - width), -n))
         return Element(
             "",
             f"group_size must divide the {d} columns or be 0 (the whole row), but got {width}. "
-            f"The nearest legal value is {near}.",
+            f"The nearest legal value is {_nearest_group(width, d)}.",
         )
     if _has_zeros(coding):
         return Element("u4" if coding.bits <= _NIBBLE else "u8")
@@ -118,8 +132,22 @@ def element(shape: tuple[int, int], dtype: str, ready: Plan) -> Element:
     return Element("i4" if levels[0] >= -8 and levels[1] <= 7 else "i8")
 
 
+def _on_a_grid(ready: Plan, coding: Coding, shape: tuple[int, int]) -> Scheme:
+    """The scheme with integers of about as many bits, at least 2, in place of its codes."""
+    bits = math.ceil(8 * coding.code_bytes(shape) / math.prod(shape))
+    group = _nearest_group(_USUAL_GROUP, shape[1])
+    grid = Stage.of("gptq", {"bits": min(max(bits, 2), 8), "group_size": group})
+    return Scheme(
+        tuple(grid if isinstance(METHODS[s.method], Quantizer) else s for s in ready.scheme.stages)
+    )
+
+
+def _nearest_group(width: int, d: int) -> int:
+    return min((n for n in range(1, d + 1) if d % n == 0), key=lambda n: (abs(n - width), -n))
+
+
 def stored_matrices(weight: CompressedWeight) -> tuple[StoredMatrix, ...]:
-    """The matrix of a compressed weight, or its factors A (o, r) and B (r, d).
+    """The matrix of a compressed weight, or its factors A (o, r) and B (r, d); rotated, if it is.
 
     Raises:
         CheckpointError: the constants do not decode to the very matrix, as they should.
@@ -127,14 +155,17 @@ def stored_matrices(weight: CompressedWeight) -> tuple[StoredMatrix, ...]:
     return tuple(_matrices(weight))
 
 
-def note(matrices: tuple[StoredMatrix, ...], bits: int) -> str:
-    """What the manifest says of a layer that is stored so; `bits`: of a code in the search."""
+def note(matrices: tuple[StoredMatrix, ...], scheme: Scheme) -> str:
+    """What the manifest says of a layer that is stored so; `scheme` is that of the search."""
+    coding = plan(scheme).coding
+    bits = 32 if coding is None else coding.bits
     kinds = " and ".join(dict.fromkeys(matrix.element for matrix in matrices))
     stored = matrices[0].element
     wider = int(stored[1:]) if stored[0] in "iu" else 0
     widened = f", {bits}-bit codes in {wider} bits" if wider > bits else ""
     factors = " (two factors)" if len(matrices) == 2 else ""
-    return f"stored as {kinds}{factors}{widened}"
+    rotated = "" if rotation_seed(scheme) is None else ", in a rotated basis"
+    return f"stored as {kinds}{factors}{widened}{rotated}"
 
 
 def _matrices(weight: CompressedWeight) -> Iterator[StoredMatrix]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,9 +21,9 @@ from autocompress.export.openvino_graph import (
     replace_layer,
     shorten,
 )
-from autocompress.export.openvino_weights import note, stored_matrices
+from autocompress.export.openvino_rotation import Rotation
+from autocompress.export.openvino_weights import note, rotation_seed, stored_matrices
 from autocompress.methods import CompressedWeight, decode
-from autocompress.methods.schemes import plan
 from autocompress.models import BaseModel, overridden
 from autocompress.models.layout import describe
 
@@ -45,6 +46,7 @@ def write_model(
     graph = converted(model, form)
     constants = constants_by_address(graph)
     notes: Notes = {}
+    rotations = cache(Rotation)  # of this graph
     for name, weight in weights.items():
         dense = cast(Tensor, model.get_submodule(name).weight)
         nodes = constants.pop(dense.data_ptr(), [])
@@ -52,9 +54,10 @@ def write_model(
             notes[name] = (*weight.notes, "left out: no output depends on it")
             continue
         matrices = stored_matrices(weight)
-        coding = plan(weight.scheme).coding
-        replace_layer(nodes, name, matrices)
-        notes[name] = (*weight.notes, note(matrices, 32 if coding is None else coding.bits))
+        seed = rotation_seed(weight.scheme)
+        rotation = None if seed is None else rotations(weight.shape[1], seed)
+        replace_layer(nodes, name, matrices, rotation)
+        notes[name] = (*weight.notes, note(matrices, weight.scheme))
     for address, dtype in dtypes.items():
         shorten(constants.get(address, []), dtype)
     if form.cache:

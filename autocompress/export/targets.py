@@ -241,6 +241,9 @@ for _target in (
         exporter="compressed-tensors", rule=_vllm, fused=True,
     ),
     Target("llama.cpp", "llama.cpp: what a GGUF file holds exactly", exporter="gguf"),
-    Target("openvino", "OpenVINO on CPUs: integer codes and low rank", exporter="openvino"),
+    Target(
+        "openvino", "OpenVINO on CPUs: integer codes, also in a rotated basis, and low rank",
+        exporter="openvino",
+    ),
 ):  # fmt: skip
     TARGETS.add(_target.name, _target)

@@ -116,7 +116,7 @@ class Hadamard(Transform[HadamardOptions]):
         options: HadamardOptions,
     ) -> Tensor:
         """See `Transform.inputs_of_kernels`; two small products instead of log2(n) passes."""
-        left, right, signs = _factors(rows.shape[1], options.seed, rows.dtype, rows.device)
+        left, right, signs = factors(rows.shape[1], options.seed, rows.dtype, rows.device)
         parts = (rows * signs).view(-1, len(left), len(right))
         return (left @ (parts @ right)).view(rows.shape)
 
@@ -202,7 +202,7 @@ def _butterflies(matrix: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _factors(
+def factors(
     d: int, seed: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A (p, p), B (q, q) and the signs (d,) of ``x T = A X B``, X the signed x as (p, q).

@@ -49,9 +49,25 @@ def test_a_format_of_this_package_writes_what_its_own_client_loads(
 def test_a_dense_checkpoint_cannot_say_that_inputs_are_rounded(base: BaseModel) -> None:
     layer = base.layout.layers[1].name
     scheme = Scheme.parse("rtn(bits=8)+int_inputs(bits=8)")
-    with pytest.raises(UsageError, match=rf"dense cannot hold layer {layer}: .*int_inputs"):
+    with pytest.raises(
+        UsageError, match=rf"dense cannot hold layer {layer}: .*int_inputs"
+    ) as found:
         require(EXPORTERS["dense"], base.layout, {layer: scheme})
+    assert "--target" not in str(found.value)
     require(EXPORTERS["packed"], base.layout, {layer: scheme})
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [("openvino", "openvino"), ("compressed-tensors", "transformers or vllm")],
+)
+def test_a_refused_layer_is_told_which_searches_fit(
+    name: str, targets: str, base: BaseModel
+) -> None:
+    layer = base.layout.layers[1].name
+    allocation = {layer: Scheme.parse("hadamard+trellis(bits=3)")}
+    with pytest.raises(UsageError, match=f"member, search with --target {targets}, whose members"):
+        require(EXPORTERS[name], base.layout, allocation)
 
 
 def test_a_refused_model_is_named_with_its_rule(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,11 @@ SCHEMES = (
     "svd(rank=8)+rtn(bits=4,group_size=8)",
     "cast(dtype=float16)",
     "magnitude(sparsity=0.5)",
+    "hadamard+rtn(bits=4,group_size=32)",
+    "hadamard(seed=3)+rtn(bits=8,group_size=0,symmetric=false)",
+    "hadamard+svd(rank=8)+rtn(bits=4,group_size=8)",
 )
+PLAIN = "rtn(bits=4,group_size=32)"
 EMBEDDING = "model.embed_tokens"
 
 MODULE = """
@@ -60,6 +65,15 @@ def gemma(make_base: MakeBase, tmp_path_factory: pytest.TempPathFactory) -> Writ
     base = make_base("gemma3")
     weights = compress_all(base, SCHEMES)
     out = tmp_path_factory.mktemp("openvino") / "out"
+    return base, weights, out, OpenVino().write(base, weights, out, claim={})
+
+
+@pytest.fixture(scope="module")
+def rotated(make_base: MakeBase, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """The same with every layer in 4 bits of a rotated basis."""
+    base = make_base("gemma3")
+    weights = compress_all(base, (f"hadamard+{PLAIN}",))
+    out = tmp_path_factory.mktemp("openvino") / "rotated"
     return base, weights, out, OpenVino().write(base, weights, out, claim={})
 
 
@@ -92,20 +106,69 @@ def test_decoding_step_by_step_goes_on_from_the_cache(client: Any) -> None:
     assert torch.equal(client(ids).logits, whole)
 
 
-def test_codes_stay_codes_in_the_compiled_model(gemma: Written) -> None:
-    """The plugin's kernels read them: neither head nor embedding is decoded when it is compiled."""
+def read_by_plugin(path: Path) -> dict[str, Counter[str]]:
+    """How often each kind of node of the compiled model reads each type."""
     from autocompress.export.openvino_client import EXACT
 
     settings = {**EXACT, "INFERENCE_NUM_THREADS": "1"}
-    compiled = openvino.Core().compile_model(gemma[2] / MODEL_FILE, "CPU", settings)
-    read: dict[str, set[str]] = {"FullyConnected": set(), "Gather": set()}
+    compiled = openvino.Core().compile_model(path / MODEL_FILE, "CPU", settings)
+    read: dict[str, Counter[str]] = {}
     for node in compiled.get_runtime_model().get_ops():
+        sources = (value.get_node().get_rt_info() for value in node.input_values())
         kind = node.get_rt_info()["layerType"].astype(str)
-        if kind in read:
-            sources = (value.get_node().get_rt_info() for value in node.input_values())
-            read[kind] |= {s["outputPrecisions"].astype(str) for s in sources}
-    assert {"i4", "u4", "i8", "u8"} <= read["FullyConnected"]
+        read.setdefault(kind, Counter()).update(s["outputPrecisions"].astype(str) for s in sources)
+    return read
+
+
+def test_codes_stay_codes_in_the_compiled_model(gemma: Written) -> None:
+    """The plugin's kernels read them: neither head nor embedding is decoded when it is compiled."""
+    read = read_by_plugin(gemma[2])
+    assert {"i4", "u4", "i8", "u8"} <= set(read["FullyConnected"])
     assert "i4" in read["Gather"]
+
+
+def test_a_rotation_leaves_codes_as_they_are_and_is_made_once(
+    rotated: Written, tmp_path: Path
+) -> None:
+    """Query, key and value share one, as gate and up do; no sign is converted at run time."""
+    base, weights, out, _ = rotated
+    plain = tmp_path / "plain"
+    OpenVino().write(base, compress_all(base, (PLAIN,)), plain, claim={})
+    before, after = read_by_plugin(plain), read_by_plugin(out)
+    assert after["FullyConnected"]["i4"] == before["FullyConnected"]["i4"] == len(weights)
+    assert after["Gather"]["i4"] == before["Gather"]["i4"] == 1
+    assert "i8" not in {kind for read in after.values() for kind in read}
+    n_rotations = 2 + 4 * base.module.config.num_hidden_layers  # of the tied matrix, two
+    assert n_products(out) - n_products(plain) == 2 * n_rotations
+
+
+def n_products(path: Path) -> int:
+    graph = openvino.Core().read_model(path / MODEL_FILE)
+    return sum(op.get_type_name() == "MatMul" for op in graph.get_ops())
+
+
+def test_a_rotation_adds_a_byte_per_input_and_two_small_matrices_per_width(
+    rotated: Written, tmp_path: Path
+) -> None:
+    base, weights, out, manifest = rotated
+    plain = OpenVino().write(base, compress_all(base, (PLAIN,)), tmp_path / "plain", claim={})
+    widths = {weight.shape[1] for weight in weights.values()}
+    assert widths == {64, 96}
+    distinct = 4 * (8 * 8 + 12 * 12)  # 64 = 8 x 8, 96 = 12 x 8
+    shapes = manifest.storage_bytes - plain.storage_bytes - sum(widths) - distinct
+    assert 0 < shapes < 200
+    assert manifest.storage_bytes == (out / WEIGHTS_FILE).stat().st_size
+    assert manifest.notes[EMBEDDING] == ("stored as i4, in a rotated basis",)
+
+
+def test_a_rotated_model_computes_what_was_measured(rotated: Written) -> None:
+    base, weights, out, _ = rotated
+    client = OpenVino().load(out, dtype=None, device="cpu")
+    found = outputs(client, "gemma3")
+    assert (found - expected_outputs(base, weights, "gemma3")).abs().max() <= 1e-5
+    ids = tiny_batches("gemma3", n_batches=1, batch_size=2, length=24, padded=False)[0]["input_ids"]
+    parts = (client(ids[:, :20]).logits, client.extend(ids[:, 20:]).logits)
+    assert (torch.cat(parts, 1) - client(ids).logits).abs().max() <= 1e-5
 
 
 def test_the_manifest_states_types_and_bytes_of_the_file(gemma: Written) -> None:
@@ -155,9 +218,7 @@ def test_a_file_that_does_not_compute_the_model_is_not_published(
 ) -> None:
     base = make_base("bert-encoder")
     weights = compress_all(base, ("rtn(bits=4,group_size=32)",))
-    monkeypatch.setattr(
-        "autocompress.export.openvino_writing.replace_layer", lambda nodes, name, matrices: None
-    )
+    monkeypatch.setattr("autocompress.export.openvino_writing.replace_layer", lambda *parts: None)
     with pytest.raises(CheckpointError, match="must compute what torch computes"):
         OpenVino().write(base, weights, tmp_path / "out", claim={})
     assert not (tmp_path / "out").exists()

@@ -14,9 +14,11 @@ from autocompress.export.openvino_weights import (
     nibbles,
     note,
     refusal,
+    rotation_seed,
     stored_matrices,
 )
 from autocompress.methods import LayerStatistics, compress
+from autocompress.methods.hadamard import rotated_back
 
 WEIGHT = torch.randn(6, 96, generator=torch.Generator().manual_seed(1))
 
@@ -81,14 +83,31 @@ def test_low_rank_is_two_matrices() -> None:
     dense, (outer, inner) = stored("svd(rank=4)+rtn(bits=8,group_size=4)")
     assert (outer.shape, inner.shape) == ((6, 4), (4, 96))
     torch.testing.assert_close(read(outer) @ read(inner), dense)
-    assert note((outer, inner), 8) == "stored as i8 (two factors)"
+    scheme = Scheme.parse("svd(rank=4)+rtn(bits=8,group_size=4)")
+    assert note((outer, inner), scheme) == "stored as i8 (two factors)"
 
 
-def test_the_note_says_where_codes_were_widened() -> None:
-    _, matrices = stored("rtn(bits=3,group_size=32)")
-    assert note(matrices, 3) == "stored as i4, 3-bit codes in 4 bits"
-    _, matrices = stored("rtn(bits=4,group_size=32)")
-    assert note(matrices, 4) == "stored as i4"
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rtn(bits=3,group_size=32)", "stored as i4, 3-bit codes in 4 bits"),
+        ("rtn(bits=4,group_size=32)", "stored as i4"),
+        ("hadamard+rtn(bits=5,group_size=32)", "stored as i8, 5-bit codes in 8 bits, in a rotated"
+         " basis"),
+    ],
+)  # fmt: skip
+def test_the_note_says_where_codes_were_widened_or_rotated(text: str, said: str) -> None:
+    _, matrices = stored(text)
+    assert note(matrices, Scheme.parse(text)) == said
+
+
+def test_codes_of_a_rotated_basis_stay_in_it() -> None:
+    scheme = Scheme.parse("hadamard(seed=5)+rtn(bits=4,group_size=32)")
+    dense, (matrix,) = stored(str(scheme))
+    assert rotation_seed(scheme) == 5
+    assert refusal((6, 96), "float32", scheme) == ""
+    torch.testing.assert_close(rotated_back(read(matrix), 5), dense)
+    assert rotation_seed(Scheme.parse("rtn(bits=4,group_size=32)")) is None
 
 
 def test_an_odd_number_of_zero_points_ends_in_half_a_byte() -> None:
@@ -101,7 +120,12 @@ def test_an_odd_number_of_zero_points_ends_in_half_a_byte() -> None:
         ("rtn(bits=4,group_size=40)", "must divide the 96 columns .* nearest legal value is 48"),
         ("nf4", "whole steps of a float16 scale"),
         ("kmeans(bits=3)", "whole steps of a float16 scale"),
-        ("hadamard+rtn(bits=4,group_size=32)", "without a transform"),
+        ("awq+rtn(bits=4,group_size=32)", "without a transform other than hadamard"),
+        (
+            "hadamard+trellis(bits=3)",
+            r"got hadamard\(seed=0\)\+trellis\(bits=3,.* The nearest "
+            r"legal scheme is hadamard\(seed=0\)\+gptq\(bits=3,group_size=96\)\.$",
+        ),
         ("rtn(bits=4,group_size=32)+eora(rank=2)", "without a residual"),
         ("rtn(bits=8,group_size=0)+int_inputs(bits=8)", "without a rounding of inputs"),
         ("tied+rtn(bits=4,group_size=32)", "without a shared matrix"),

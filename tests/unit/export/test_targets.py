@@ -69,6 +69,33 @@ def test_a_choice_that_loses_every_option_keeps_the_base(
     assert embedding.options[0].schemes == (Scheme(),)
 
 
+ROTATED = """\
+choices:
+  - roles: [output, down]
+    options:
+      - base
+      - transform: [hadamard]
+        quantize: [{method: gptq, bits: [2, 3, 4, 6, 8], group_size: 32}]
+      - transform: [hadamard]
+        quantize: [{method: trellis, bits: [3]}]
+  - roles: [embedding]
+    optional: true
+    options: ["hadamard+gptq(bits=4,group_size=32)", base]
+"""
+
+
+def test_openvino_keeps_every_width_of_a_rotated_basis_and_no_trellis(
+    space_of: Callable[..., SearchSpace],
+) -> None:
+    space = space_of("openvino", ROTATED)
+    assert labels(space, "layers.1.mlp.down_proj") == {
+        "base", *(f"hadamard+gptq(bits={bits},group_size=32)" for bits in (2, 3, 4, 6, 8)),
+    }  # fmt: skip
+    assert labels(space, "embed_tokens") == {"base", "hadamard+gptq(bits=4,group_size=32)"}
+    with pytest.raises(SpaceError, match="without a transform, but got hadamard"):
+        space_of("llama.cpp", ROTATED)
+
+
 def test_openvino_keeps_low_rank_and_drops_rounded_inputs(
     space_of: Callable[..., SearchSpace],
 ) -> None:
@@ -207,16 +234,17 @@ def test_vllm_refuses_by_its_own_rules(
     assert bool(reason) == bool(found)
 
 
+@pytest.mark.parametrize("name", ["mixed_precision", "joint"])
 @pytest.mark.parametrize("target", [t for t in TARGETS if t != "any"])
 def test_every_allocation_of_a_restricted_space_can_be_exported(
-    target: str, base: BaseModel
+    target: str, name: str, base: BaseModel
 ) -> None:
-    space = space_for(target, "mixed_precision", base)
+    space = space_for(target, name, base)
     layers = {layer.name: layer for layer in base.layout.layers}
     for choice in space.choices:
         for option in choice.options:
-            for name, scheme in zip(choice.layers, option.schemes, strict=True):
-                assert TARGETS[target].refusal(layers[name], scheme) == ""
+            for layer, scheme in zip(choice.layers, option.schemes, strict=True):
+                assert TARGETS[target].refusal(layers[layer], scheme) == ""
     assert space.baselines()
 
 
