@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from autocompress.core import LayerSpec, Scheme
+from autocompress.core import LayerSpec, Scheme, Stage
 from autocompress.core.errors import SpaceError, UsageError
 from autocompress.core.registry import Registry
 from autocompress.core.scheme import BASE_SCHEME
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Rule = Callable[[LayerSpec, Scheme], str]
 
 _GROUP_SIZE = "group_size"
+_USUAL_GROUP = 128
 _FINEST = 32
 """The smallest group size that all targets run; smaller ones cost more bytes than they save."""
 
@@ -61,8 +62,9 @@ def space_for(
 ) -> SearchSpace:
     """The search space that a name or file gives on a model, without what `target` cannot run.
 
-    An option whose groups do not divide the rows gets finer ones if it runs with those. A choice
-    that loses every option keeps the base.
+    Where trellis codes do not run, GPTQ's levels of the same width stand in their place. An option
+    whose groups do not divide the rows gets finer ones if it runs with those. A choice that loses
+    every option keeps the base.
 
     Args:
         target: name of a target.
@@ -137,17 +139,38 @@ def _restricted(choice: Choice, target: Target, layers: Mapping[str, LayerSpec])
 
 
 def _runnable(option: Option, target: Target, specs: Sequence[LayerSpec]) -> Option | None:
-    """The option as the target runs it: with half the group size, or a quarter, where it must be.
+    """The option as the target runs it: levels in place of trellis codes, then finer groups.
 
     Layers of 960 inputs have no groups of 128 in formats without a ragged last one, but of 64.
     """
     schemes = option.schemes
     while any(_refusals(schemes, target, specs)):
-        finer = tuple(map(_with_finer_groups, schemes))
-        if finer == schemes:
+        nearer = tuple(map(_nearer, schemes))
+        if nearer == schemes:
             return None
-        schemes = finer
+        schemes = nearer
     return option if schemes == option.schemes else _rewritten(option, schemes, specs)
+
+
+def _nearer(scheme: Scheme) -> Scheme:
+    """The scheme as more targets run it; itself if there is no such thing."""
+    from autocompress.methods import canonical
+
+    levels = _on_levels(scheme)
+    return _with_finer_groups(scheme) if levels == scheme else canonical(levels)
+
+
+def _on_levels(scheme: Scheme) -> Scheme:
+    """The scheme with the levels of GPTQ, at the same width, in place of trellis codes."""
+    return Scheme(tuple(map(_level_stage, scheme.stages)))
+
+
+def _level_stage(stage: Stage) -> Stage:
+    from autocompress.methods import METHODS, TrellisQuantizer
+
+    if not isinstance(METHODS[stage.method], TrellisQuantizer):
+        return stage
+    return Stage.of("gptq", {"bits": dict(stage.options)["bits"], _GROUP_SIZE: _USUAL_GROUP})
 
 
 def _with_finer_groups(scheme: Scheme) -> Scheme:
@@ -175,10 +198,10 @@ def _with_groups(scheme: Scheme, sizes: Mapping[str, int]) -> Scheme:
 
 
 def _rewritten(option: Option, schemes: tuple[Scheme, ...], specs: Sequence[LayerSpec]) -> Option:
-    """The option with other group sizes, in its label too."""
+    """The option with other schemes, in its label too."""
     from autocompress.methods import footprint
 
-    label = _with_groups(Scheme.parse(option.label), _group_sizes(schemes[0]))
+    label = _with_groups(_on_levels(Scheme.parse(option.label)), _group_sizes(schemes[0]))
     pairs = zip(specs, schemes, strict=True)
     n_bytes = sum(footprint(layer, scheme).storage_bytes for layer, scheme in pairs)
     return Option(str(label), schemes, n_bytes)

@@ -85,6 +85,7 @@ from autocompress.methods.sharing import Sharing, written_numbers
 from autocompress.methods.soundness import damage_of
 from autocompress.methods.strongest import strongest
 from autocompress.methods.together import compress_together
+from autocompress.methods.trellis import TrellisQuantizer
 from autocompress.methods.tuning import Tunable, is_tunable
 from autocompress.methods.width import Width
 
@@ -108,6 +109,7 @@ __all__ = [
     "Sparsifier",
     "StageKind",
     "Transform",
+    "TrellisQuantizer",
     "Tunable",
     "Width",
     "canonical",

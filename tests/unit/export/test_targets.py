@@ -77,20 +77,22 @@ choices:
       - transform: [hadamard]
         quantize: [{method: gptq, bits: [2, 3, 4, 6, 8], group_size: 32}]
       - transform: [hadamard]
-        quantize: [{method: trellis, bits: [3]}]
+        quantize: [{method: trellis, bits: [5]}]
   - roles: [embedding]
     optional: true
     options: ["hadamard+gptq(bits=4,group_size=32)", base]
 """
 
 
-def test_openvino_keeps_every_width_of_a_rotated_basis_and_no_trellis(
+def test_openvino_keeps_every_width_of_a_rotated_basis_and_levels_for_trellis_codes(
     space_of: Callable[..., SearchSpace],
 ) -> None:
     space = space_of("openvino", ROTATED)
-    assert labels(space, "layers.1.mlp.down_proj") == {
-        "base", *(f"hadamard+gptq(bits={bits},group_size=32)" for bits in (2, 3, 4, 6, 8)),
-    }  # fmt: skip
+    for layer in ("layers.1.self_attn.o_proj", "layers.1.mlp.down_proj"):
+        assert labels(space, layer) == {
+            "base", *(f"hadamard+gptq(bits={bits},group_size=32)" for bits in (2, 3, 4, 6, 8)),
+            "hadamard+gptq(bits=5,group_size=128)",
+        }  # fmt: skip
     assert labels(space, "embed_tokens") == {"base", "hadamard+gptq(bits=4,group_size=32)"}
     with pytest.raises(SpaceError, match="without a transform, but got hadamard"):
         space_of("llama.cpp", ROTATED)
